@@ -1,0 +1,61 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need.
+PYTHON ?= python3.11
+PIP_OPTIONS ?=
+BIN = .venv/bin
+STAMP = .venv/.installed
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+export UNSLOTH_DISABLE_STATISTICS = 1
+
+.PHONY: setup demo test check readme figures bench docs constraints
+
+setup: $(STAMP)
+	@$(BIN)/toolcall-ft llama-cpp
+
+$(STAMP): settings.ini setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[all]'
+	@# Unsloth's metadata asks for a certifi that is not published yet, so pip cannot resolve it; what this leaves out serves GPUs only
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --no-deps unsloth unsloth_zoo
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/toolcall-ft run --config examples/config.yaml
+
+test: setup check
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 nbs/*.ipynb tests
+
+# the modules are in step with the notebooks, the notebooks are clean, the READMEs are in step with the index
+check: $(STAMP)
+	rm -rf build/check && mkdir -p build/check
+	cp -r settings.ini nbs toolcall_ft build/check
+	cd build/check && ../../$(BIN)/nbdev_export && ../../$(BIN)/nbdev_clean
+	diff -r -x __pycache__ -x .ipynb_checkpoints toolcall_ft build/check/toolcall_ft
+	diff -r -x .ipynb_checkpoints nbs build/check/nbs
+	$(BIN)/python benchmarks/write_readme.py --check
+
+readme: $(STAMP)
+	$(BIN)/python benchmarks/write_readme.py
+
+# after `make demo`: its figures into the index notebook and both READMEs
+figures: $(STAMP)
+	cp runs/demo/summary.json benchmarks/demo_summary.json
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb
+	$(BIN)/nbdev_clean --fname nbs/index.ipynb
+	$(MAKE) readme
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/demo_stages.py
+
+# the site of the notebooks as plain pages; the one on the web is made by .github/workflows/docs.yaml
+docs: $(STAMP)
+	rm -rf _docs
+	$(BIN)/jupyter nbconvert --to html --output-dir _docs nbs/*.ipynb
+
+# a new tested set of versions: resolve every extra in a fresh environment and write down what came
+constraints:
+	rm -rf build/resolve && $(PYTHON) -m venv build/resolve
+	build/resolve/bin/python -m pip install $(PIP_OPTIONS) '.[all]'
+	(sed -n '/^#/p' constraints.txt; build/resolve/bin/python -m pip freeze --exclude toolcall-ft) > build/constraints.txt
+	mv build/constraints.txt constraints.txt

@@ -1,0 +1,56 @@
+"""Make README.md from nbs/index.ipynb, and put the same figures into README.zh-CN.md; with --check only compare.
+
+The stored outputs are used, nothing is executed. Cells that begin with `#| echo: false` lose their code.
+"""
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+from toolcall_ft.cli import result_table
+
+ROOT = Path(__file__).resolve().parents[1]
+ZH = {"| | exact match | 95 % interval | right tool | arguments | n |": "| | 完全匹配 | 95 % 置信区间 | 选对工具 | 参数 | 样本数 |",
+      "before training": "训练前", "after LoRA, with grammar": "LoRA 之后，加语法约束", "after LoRA": "LoRA 之后",
+      "in llama-server": "（llama-server）", " to ": " ~ "}
+
+
+def english() -> str:
+    "README.md as it should be: the index notebook with its stored outputs, links seen from the root."
+    notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.source.startswith("#| echo: false"): cell.source = ""
+    text, _ = MarkdownExporter().from_notebook_node(notebook)
+    text = re.sub(r"^```\w*\n\s*```\n", "", text, flags=re.MULTILINE).replace("](../", "](")
+    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def chinese() -> str:
+    "README.zh-CN.md as it should be: the table between its two marks is that of the last figures."
+    text = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    figures, table = ROOT / "benchmarks" / "demo_summary.json", "（还没有数据：先运行 `make demo`，再运行 `make figures`。）"
+    if figures.exists():
+        table = result_table(json.loads(figures.read_text(encoding="utf-8")))
+        for word, translated in ZH.items(): table = table.replace(word, translated)
+    return re.sub("(<!-- figures -->\n).*?(\n<!-- end of figures -->)", lambda match: match[1] + table + match[2], text, flags=re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of step")
+    check, stale = parser.parse_args().check, []
+    for name, text in {"README.md": english(), "README.zh-CN.md": chinese()}.items():
+        path = ROOT / name
+        if path.exists() and path.read_text(encoding="utf-8") == text: continue
+        stale.append(name)
+        if not check: path.write_text(text, encoding="utf-8")
+    print(f"{', '.join(stale)}: {'out of step with nbs/index.ipynb; run `make readme`' if check else 'written'}" if stale else "the READMEs are in step")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__": sys.exit(main())

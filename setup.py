@@ -1,0 +1,31 @@
+"""Everything that setuptools needs to know stands in settings.ini, which nbdev reads too."""
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+parser = ConfigParser(delimiters=["="])
+parser.read("settings.ini", encoding="utf-8")
+settings = parser["DEFAULT"]
+extras = {key.removesuffix("_requirements"): value.split()
+          for key, value in settings.items() if key.endswith("_requirements")}
+extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    author_email=settings["author_email"],
+    license="Apache-2.0",
+    url=settings["git_url"],
+    keywords=settings["keywords"].split(),
+    packages=["toolcall_ft"],
+    package_data={"toolcall_ft": ["config.yaml", "sample/*", "tiny_data/*", "tiny_qwen2/*"]},
+    python_requires=f">={settings['min_python']}",
+    install_requires=settings["requirements"].split(),
+    extras_require=extras,
+    entry_points={"console_scripts": settings["console_scripts"].split()},
+)

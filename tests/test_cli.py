@@ -1,0 +1,258 @@
+"""The command line: exit codes, sentences, stages that remember, and the whole chain on a small project."""
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolcall_ft import cli
+from toolcall_ft.cli import Stage, chain, do_stage, explain_error, hold_run, is_done, main, make_summary, need, read_record, result_table, run_stages
+from toolcall_ft.data import read_config, write_text
+from toolcall_ft.tools import UserError
+
+
+def run_program(*words, folder, **settings):
+    "The program as a user runs it, in a process of its own."
+    return subprocess.run([sys.executable, "-c", "import sys; from toolcall_ft.cli import main; sys.exit(main())", *words],
+                          cwd=folder, capture_output=True, text=True, **settings)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A folder that `init` has filled, as the working directory."
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    return tmp_path
+
+
+def test_init_writes_a_project_and_never_overwrites(project, capsys):
+    assert sorted(path.name for path in project.iterdir()) == ["config.yaml", "functions.py", "logs.jsonl", "tools.json"]
+    write_text(project / "logs.jsonl", "mine")
+    (project / "tools.json").unlink()
+    assert main(["init"]) == 0
+    said = capsys.readouterr().out
+    assert (project / "logs.jsonl").read_text() == "mine" and (project / "tools.json").exists()
+    assert said.count("kept as it was") == 3
+    config = read_config("config.yaml")
+    assert config["run"].endswith("runs/first") and config["data"]["functions"].endswith("functions.py")
+
+
+def test_sample_tools_are_those_of_the_sample_functions(project):
+    from toolcall_ft.tools import read_functions, read_tools, tool_schema
+    assert read_tools("tools.json") == [tool_schema(function) for function in read_functions("functions.py").values()]
+
+
+def test_sample_logs_all_become_examples(project, capsys):
+    assert main(["data"]) == 0
+    parts = {part: len(Path(f"runs/first/data/{part}.jsonl").read_text().splitlines()) for part in ("train", "validation", "test")}
+    assert sum(parts.values()) == len(Path("logs.jsonl").read_text().splitlines()) and min(parts.values()) > 0
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["data", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    (["train"], "toolcall-ft data"),
+    (["merge"], "toolcall-ft"),
+    (["export"], "toolcall-ft merge"),
+    (["eval", "Q8_0"], "toolcall-ft"),
+    (["eval", "Q3_X"], "Q3_X"),
+    (["serve"], "toolcall-ft export"),
+    (["inspect"], "toolcall-ft data"),
+    (["chat", "--with", "free"], "toolcall-ft merge"),
+])
+def test_what_is_not_there_yet_gets_a_sentence(project, capsys, words, expected):
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("toolcall-ft: ") and expected in error and "Traceback" not in error
+
+
+def test_no_config_names_the_command_that_makes_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run"]) == 2
+    assert "toolcall-ft init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, content, expected", [
+    ("logs.jsonl", "", "logs.jsonl"), ("logs.jsonl", "no json\n", "logs.jsonl"), ("tools.json", "[", "tools.json"),
+    ("config.yaml", "train: {epoch: 3}\n", "epoch"), ("config.yaml", "model: no/such/model/folder\n", "model"),
+])
+def test_bad_files_are_a_users_mistake_in_a_real_process(project, name, content, expected):
+    write_text(project / name, content)
+    if name == "config.yaml" and "model" in content: (project / "runs/demo/data").mkdir(parents=True), write_text(project / "runs/demo/data/train.jsonl", "")
+    finished = run_program("inspect" if "model" in content else "data", folder=project)
+    assert finished.returncode == 2, finished.stderr
+    assert expected in finished.stderr and "Traceback" not in finished.stderr
+
+
+def test_a_model_of_the_hub_without_network_gets_a_sentence(project):
+    assert main(["data"]) == 0
+    write_text(project / "config.yaml", (project / "config.yaml").read_text().replace("model: tiny-qwen2", "model: nobody/no-such-model"))
+    finished = run_program("inspect", folder=project, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "empty")})
+    assert finished.returncode == 2 and "Traceback" not in finished.stderr, finished.stderr
+    assert "no-such-model" in finished.stderr or "no network" in finished.stderr
+
+
+def test_trouble_of_the_machine_gets_a_sentence(project, monkeypatch, capsys):
+    def full(config): raise OSError(errno.ENOSPC, "No space left on device", "weights")
+    monkeypatch.setattr(cli, "make_data", full)
+    assert main(["data"]) == 2
+    assert "disk is full" in capsys.readouterr().err
+    assert "port" in explain_error(OSError(errno.EADDRINUSE, "Address already in use"))
+    assert "no network" in explain_error(ConnectionError("We couldn't connect to 'https://example.org' to load the files"))
+
+
+def test_a_full_disk_is_found_behind_another_error():
+    error = RuntimeError("I/O error")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert "disk is full" in explain_error(error)
+
+
+def test_a_bug_keeps_its_traceback(project, monkeypatch):
+    def bug(config): raise ZeroDivisionError
+    monkeypatch.setattr(cli, "make_data", bug)
+    with pytest.raises(ZeroDivisionError): main(["data"])
+
+
+def test_ctrl_c_is_130_and_the_next_run_goes_on(project, monkeypatch, capsys):
+    def interrupted(config): raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "make_inspection", interrupted)
+        assert main(["run"]) == 130
+    assert "Finished stages are kept" in capsys.readouterr().err
+    config = read_config("config.yaml")
+    assert list(read_record(config)) == ["data"]
+    assert is_done(chain(config)[0], config) and not is_done(chain(config)[1], config)
+
+
+def toy_stages(run):
+    "Two stages; the second depends on the first and on a setting."
+    def first(config): write_text(run / "first.txt", (run / "input.txt").read_text())
+    def second(config): write_text(run / "second.txt", (run / "first.txt").read_text() * config["own"]["times"])
+    return [Stage("first", first, ("first.txt",), files=lambda config: [run / "input.txt"]),
+            Stage("second", second, ("second.txt",), ("first",), ("own",))]
+
+
+@pytest.fixture
+def toy(tmp_path):
+    write_text(tmp_path / "input.txt", "a")
+    return toy_stages(tmp_path), {"run": str(tmp_path), "seed": 0, "own": {"times": 2}}
+
+
+def test_a_stage_runs_again_when_and_only_when_something_changed(toy):
+    stages, config = toy
+    run = Path(config["run"])
+    assert run_stages(stages, config) == ["first", "second"]
+    assert run_stages(stages, config) == []
+    (run / "second.txt").unlink()
+    assert run_stages(stages, config) == ["second"]
+    write_text(run / "input.txt", "b")
+    assert run_stages(stages, config) == ["first", "second"]
+    assert (run / "second.txt").read_text() == "bb"
+    config["seed"] = 1
+    assert run_stages(stages, config) == ["first", "second"]
+
+
+def test_doing_an_early_stage_again_makes_the_later_ones_old(toy):
+    stages, config = toy
+    run_stages(stages, config)
+    do_stage(stages[0], config)
+    assert run_stages(stages, config) == ["second"]
+
+
+def test_a_stage_that_fails_is_not_recorded_and_the_record_survives(toy):
+    stages, config = toy
+    def fail(config): raise UserError("no")
+    with pytest.raises(UserError): run_stages([stages[0], stages[1]._replace(function=fail)], config)
+    assert list(read_record(config)) == ["first"]
+    assert run_stages(stages, config) == ["second"]
+
+
+def test_a_broken_record_means_everything_again(toy):
+    stages, config = toy
+    run_stages(stages, config)
+    write_text(Path(config["run"]) / "stages.json", "{")
+    assert run_stages(stages, config) == ["first", "second"]
+
+
+def test_a_second_process_is_told_that_the_run_is_taken(project):
+    with hold_run(read_config("config.yaml")):
+        finished = run_program("data", folder=project)
+    assert finished.returncode == 2 and "another toolcall-ft" in finished.stderr
+    assert run_program("data", folder=project).returncode == 0
+
+
+def test_new_export_formats_leave_the_training_alone(project):
+    config = read_config("config.yaml")
+    def finish(config):
+        "Pretend that every stage ran."
+        for stage in chain(config):
+            for path in stage.makes: write_text(Path(config["run"]) / path, "")
+            do_stage(stage._replace(function=lambda config: {}), config)
+    finish(config)
+    assert all(is_done(stage, config) for stage in chain(config))
+    config["export"]["formats"] = ["F16"]
+    assert {stage.name for stage in chain(config) if not is_done(stage, config)} == {"export"} # and when that is done, its file is another
+    do_stage(chain(config)[-2]._replace(function=lambda config: {}), config)
+    assert {stage.name for stage in chain(config) if not is_done(stage, config)} == {"F16"}
+    finish(config)
+    config["train"]["epochs"] = 9
+    assert {stage.name for stage in chain(config) if not is_done(stage, config)} >= {"train"}
+    assert is_done(chain(config)[2], config) # the base was measured before the training
+
+
+def fake_report(share):
+    return {"n": 10, "exact": share, "exact_interval": [0, 1], "tool": share, "args": None, "failures": [{"text": "x"}]}
+
+
+def test_summary_has_the_promised_keys(project):
+    config = read_config("config.yaml")
+    for name in ("base", "free", "constrained", "F16", "Q4_K_M"):
+        write_text(Path(config["run"]) / "eval" / f"{name}.json", json.dumps(fake_report(0.5)))
+    write_text(Path(config["run"]) / "stages.json", json.dumps({"train": {"seconds": 1.5, "facts": {}}}))
+    summary = make_summary(config)
+    assert {"base", "free", "constrained", "gguf", "seconds", "seed", "versions"} <= set(summary)
+    assert list(summary["gguf"]) == ["F16", "Q4_K_M"] and summary["seconds"] == {"train": 1.5}
+    assert all({"exact", "tool", "args", "n"} <= set(report) and "failures" not in report for report in (summary["base"], *summary["gguf"].values()))
+    assert summary["versions"]["toolcall-ft"] and summary["versions"]["torch"]
+    assert json.loads((Path(config["run"]) / "summary.json").read_text()) == summary
+    assert "–" in result_table(summary)
+
+
+def test_need_names_the_command(project):
+    with pytest.raises(UserError, match="toolcall-ft merge"): need(read_config("config.yaml"), "merged", "merge")
+
+
+def test_doctor_says_what_will_be_used(project, capsys):
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "train: LoRA" in said and "llama-server" in said and "CPU" in said or "GPU" in said
+
+
+def test_every_command_has_help(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as ended: main([name, "--help"])
+        assert ended.value.code == 0 and "usage: toolcall-ft" in capsys.readouterr().out
+
+
+def test_generate_and_chat_with_the_base_model(project):
+    finished = run_program("generate", "Find Ada Moreau", "--with", "base", folder=project)
+    assert finished.returncode == 0 and "without tools:" in finished.stdout, finished.stderr
+    finished = run_program("chat", "--with", "base", folder=project, input="Find Ada Moreau\n\n")
+    assert finished.returncode == 0 and "2 tools: book_room, find_colleague" in finished.stdout, finished.stderr
+
+
+def test_the_whole_chain_on_a_small_project(project):
+    config = (project / "config.yaml").read_text().replace("epochs: 3", "epochs: 1").replace("[F16, Q8_0, Q4_K_M, Q4_0]", "[Q8_0]").replace("limit: null", "limit: 4")
+    write_text(project / "config.yaml", config.replace("max_new_tokens: 160", "max_new_tokens: 40"))
+    finished = run_program("run", folder=project)
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((project / "runs/first/summary.json").read_text())
+    assert summary["base"]["n"] == summary["gguf"]["Q8_0"]["n"] == 4
+    assert set(summary["seconds"]) == {"data", "inspect", "base", "train", "merge", "free", "constrained", "export", "Q8_0"}
+    for path in ("adapter", "merged/model.safetensors", "gguf/model-Q8_0.gguf", "Modelfile", "inspect.html", "curves.png", "eval/free.html"):
+        assert (project / "runs/first" / path).exists(), path
+    assert "| Q8_0 in llama-server |" in finished.stdout and "Talk to it:" in finished.stdout
+    again = run_program("run", folder=project)
+    assert again.returncode == 0 and again.stdout.count("done already") == 9

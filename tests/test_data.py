@@ -1,0 +1,289 @@
+"""The data module: bad records, honest splits, exact files."""
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolcall_ft.data import (build_example, from_dataset, group_examples, measure_leakage, open_values, phrasing, prepare_data, read_config, read_examples, read_jsonl, replace_folder,
+                              split_examples, to_dataset, write_jsonl, write_text)
+from toolcall_ft.tools import UserError, clean_tools, dump_json, read_tools
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TOOLS, _ = clean_tools([{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}},
+                        {"name": "find_food", "parameters": {"properties": {"place": {"type": "string"}, "sort_by": {"type": "string", "enum": ["rating", "price"]}}}}])
+GOOD = {"user": "查一下北京的天气", "tool_name": "get_weather", "arguments": {"city": "北京"}}
+
+
+def read(tmp_path, text, name="logs.jsonl", **options):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_examples(tmp_path / name, TOOLS, **options)
+
+
+def config_of(tmp_path, records, **data):
+    write_jsonl(tmp_path / "logs.jsonl", records)
+    write_text(tmp_path / "tools.json", dump_json(TOOLS))
+    write_text(tmp_path / "config.yaml", "run: run\n")
+    config = read_config(tmp_path / "config.yaml")
+    return {**config, "data": {**config["data"], **data}}
+
+
+# --- Records -------------------------------------------------------------------------------------------------------------
+
+BAD = [("{no json", "record"), ("[]", "record"), ("null", "record"), ('"text"', "record"), ("{}", "user"), ('{"user": 3, "answer": "x"}', "user"), ('{"user": "u"}', "tool_name"),
+       ('{"user": "u", "tool_name": "", "arguments": {}}', "tool_name"), ('{"user": "u", "tool_name": "nope", "arguments": {}}', "tool_name"), ('{"user": "u", "tool_name": "get_weather"}', "arguments"),
+       ('{"user": "u", "tool_name": "get_weather", "arguments": {"town": "x"}}', "arguments"), ('{"user": "u", "tool_name": "get_weather", "arguments": "{"}', "arguments"),
+       ('{"user": "u", "tool_name": "get_weather", "arguments": [1]}', "arguments"), ('{"user": "u", "calls": 3}', "calls"), ('{"user": "u", "calls": [3]}', "calls[0]"),
+       ('{"user": "u", "calls": []}', "messages"), ('{"user": "u", "calls": [{"tool_name": "get_weather"}]}', "calls[0].arguments"), ('{"user": "u", "answer": "x", "tools": ["nope"]}', "tools"),
+       ('{"user": "u", "answer": "x", "tools": 3}', "tools"), ('{"user": "u", "answer": "x", "tools": [3]}', "tools"), ('{"user": "u", "answer": "x", "history": 3}', "history"),
+       ('{"user": "u", "answer": "x", "history": [{"role": "wizard", "content": "x"}]}', "history[0].role"), ('{"user": "u", "tool_name": "get_weather", "arguments": {"city": "x"}, "answer": "a"}', "result"),
+       ('{"messages": []}', "messages"), ('{"messages": 3}', "messages"), ('{"messages": [3]}', "messages[0]"), ('{"messages": [{"role": "user", "content": 3}]}', "messages[0].content"),
+       ('{"messages": [{"role": "user", "content": "u"}]}', "messages"), ('{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "tool_calls": [{}]}]}', "messages[1].tool_calls[0].function"),
+       ('{"user": "u", "answer": "\\ud800"}', "record"), ('{"user": NaN}', "record"), ("[" * 4000, "record"), ("9" * 5000, "record"),
+       ('{"user": "u", "tool_name": "get_weather", "arguments": {"city": 1e999}}', "record")]
+
+
+def test_bad_records_are_set_aside_with_line_and_field(tmp_path):
+    lines = [text for text, _ in BAD]
+    examples, errors = read(tmp_path, "\n".join([json.dumps(GOOD), *lines, json.dumps(GOOD)]))
+    assert len(examples) == 2
+    assert [(e["line"], e["field"]) for e in errors] == [(i + 2, field) for i, (_, field) in enumerate(BAD)]
+    assert all(e["reason"] and e["file"].endswith("logs.jsonl") for e in errors)
+    write_jsonl(tmp_path / "rejected.jsonl", errors)
+    assert len(read_jsonl(tmp_path / "rejected.jsonl")) == len(BAD)
+
+
+ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["get_weather", "user", "assistant", "tool", "{}"]),
+                        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+                            ["user", "tool_name", "arguments", "history", "tools", "calls", "result", "answer", "messages", "role", "content", "tool_calls", "function", "name", "group", "city"]), inner, max_size=5), max_leaves=14)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(ANY_JSON, min_size=1, max_size=4))
+def test_any_json_becomes_an_example_or_an_error(tmp_path_factory, records):
+    path = tmp_path_factory.mktemp("any") / "logs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    examples, errors = read_examples(path, TOOLS)
+    whole = len(records) == 1 and isinstance(records[0], list)  # such a file is a JSON list of records
+    assert whole or len(examples) + len(errors) == len(records)
+    split_examples(examples, 0.1, 0.2)
+    assert json.dumps(from_dataset(to_dataset(examples))) == json.dumps([{k: e[k] for k in ("messages", "tools")} for e in examples])
+
+
+@pytest.mark.parametrize("name, text, lines", [
+    ("a.json", json.dumps([GOOD, GOOD], indent=1), [2, 9]), ("a.jsonl", f"{json.dumps(GOOD)}\r\n\r\n{json.dumps(GOOD)}", [1, 3]), ("a.json", json.dumps(GOOD, indent=2), [1]),
+    ("a.txt", '["u", "get_weather", {"city": "x"}]\n["u", "get_weather", {"city": "y"}]', [1, 2]), ("a.jsonl", '["u", "get_weather", {"city": "x"}]', [1]),
+    ("a.json", "\ufeff" + json.dumps([GOOD]), [1])])
+def test_forms_of_files(tmp_path, name, text, lines):
+    examples, errors = read(tmp_path, text, name)
+    assert len(examples) == len(lines) and not errors
+    broken = text.replace("get_weather", "nope")
+    assert [error["line"] for error in read(tmp_path, broken, name)[1]] == lines
+
+
+def test_a_json_list_that_breaks_off_keeps_what_stands_before(tmp_path):
+    text = json.dumps([GOOD, GOOD, GOOD], indent=1)
+    examples, errors = read(tmp_path, text[:-40], "a.json")
+    assert len(examples) == 2 and len(errors) == 1 and errors[0]["line"] == 16
+
+
+def test_a_repeated_key_costs_one_record(tmp_path):
+    examples, errors = read(tmp_path, f'[{json.dumps(GOOD)},\n{{"user": "a", "user": "b"}},\n{json.dumps(GOOD)}]', "a.json")
+    assert len(examples) == 2 and errors[0]["line"] == 2 and "twice" in errors[0]["reason"]
+
+
+@pytest.mark.parametrize("data, words", [(b"", "empty"), (b" \n", "empty"), ("查".encode("gbk") * 9, "not UTF-8"), (None, "no such file")])
+def test_files_that_cannot_be_read(tmp_path, data, words):
+    if data is not None:
+        (tmp_path / "x.jsonl").write_bytes(data)
+    with pytest.raises(UserError, match=words):
+        read_examples(tmp_path / "x.jsonl", TOOLS)
+
+
+def test_openai_messages_of_both_ages(tmp_path):
+    old = {"messages": [{"role": "user", "content": [{"type": "text", "text": "天津"}]}, {"role": "assistant", "function_call": {"name": "get_weather", "arguments": '{"city": "天津"}'}}]}
+    new = {"tools": TOOLS[:1], "messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": "u"},
+           {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "天津"}'}}]},
+           {"role": "tool", "tool_call_id": "1", "content": "cold"}, {"role": "assistant", "content": "Cold."}]}
+    (first, second), errors = read(tmp_path, json.dumps(old) + "\n" + json.dumps(new), system="be brief")
+    assert not errors
+    assert [m["role"] for m in first["messages"]] == ["system", "user", "assistant"] and first["messages"][1]["content"] == "天津"
+    assert first["messages"][2]["tool_calls"][0]["function"]["arguments"] == {"city": "天津"}
+    assert second["messages"][0] == {"role": "system", "content": "s"} and second["messages"][3] == {"role": "tool", "name": "get_weather", "content": "cold"}
+    assert second["tools"] == TOOLS[:1] and first["tools"] == TOOLS
+
+
+# --- Configuration -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, words", [
+    ("trian: {}", "line 1.*unknown key.*'train'"), ("train:\n  lora_rnk: 3", "line 2.*lora_rank"), ("seed: yes", "line 1: seed: a whole number"), ("seed: 1.5", "whole number"),
+    ("evaluate: {limit: all}", "evaluate.limit: a whole number"), ("train:\n\n  learning_rate: fast", "line 3.*a number"), ("train: {learning_rate: .inf}", "not possible"), ("seed: -1", "0 or more"),
+    ("data: {logs: [1]}", "list of texts"), ("data: 3", "section"), ("run: null", "a text"), ("- a", "mapping"), ("a: [", "not YAML"), ("a: 1\na: 2", "line 2.*twice"), ("{seed: 1, seed: 2}", "twice"), ("a: \x01", "not YAML"), ("model: ''", "must not be empty"),
+    ("!!python/object:os.system x", "not YAML"), ("3: 4", "unknown key '3'"), ("{a: 1}: 2", "YAML|unknown key")])
+def test_mistakes_in_a_configuration(tmp_path, text, words):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_a_configuration_is_seen_from_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "config.yaml").write_text("model: weights\ndata: {logs: a.jsonl, functions: f.py}\ntrain: {learning_rate: 1e-4, max_length: 64}\nevaluate: {limit: 5}\n")
+    monkeypatch.chdir("/")
+    config = read_config(tmp_path / "config.yaml")
+    assert config["model"] == str(tmp_path / "weights") and config["data"]["functions"] == str(tmp_path / "f.py") and config["data"]["logs"] == [str(tmp_path / "a.jsonl")]
+    assert config["train"]["learning_rate"] == 1e-4 and config["evaluate"]["limit"] == 5 and config["export"] == read_config()["export"]
+    assert read_config()["model"] == "tiny-qwen2"
+
+
+# --- Files ---------------------------------------------------------------------------------------------------------------
+
+def test_a_full_disk_is_a_user_error_and_leaves_the_old_file(tmp_path):
+    write_text(tmp_path / "x.txt", "old")
+    code = ("import resource, signal, sys\nfrom toolcall_ft.data import write_text, replace_folder\nfrom toolcall_ft.tools import UserError\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+            "try: write_text(sys.argv[1] + '/x.txt', 'new' * 1000)\nexcept UserError as error: print(error)\n"
+            "try:\n with replace_folder(sys.argv[1] + '/folder') as folder: write_text(folder / 'y', 'new' * 1000)\nexcept UserError as error: print(error)\n")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("cannot be written") == 2, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"] and (tmp_path / "x.txt").read_text() == "old"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    for text in ("one", "two"):
+        with replace_folder(tmp_path / "run" / "data") as folder:
+            write_text(folder / "x", text)
+    with pytest.raises(ZeroDivisionError):
+        with replace_folder(tmp_path / "run" / "data") as folder:
+            write_text(folder / "x", "three")
+            1 / 0
+    assert (tmp_path / "run" / "data" / "x").read_text() == "two" and len(list((tmp_path / "run").iterdir())) == 1
+
+
+def test_an_error_that_is_no_disk_error_passes_through(tmp_path):
+    with pytest.raises(ConnectionError):
+        with replace_folder(tmp_path / "x"):
+            raise ConnectionError("no network")
+
+
+def test_datasets_keep_every_key_and_no_other(tmp_path):
+    from datasets import load_from_disk
+    rows = [build_example({"user": "u", "tool_name": name, "arguments": arguments}, TOOLS) for name, arguments in
+            [("get_weather", {"city": "北京"}), ("find_food", {}), ("find_food", {"sort_by": "price", "place": "x\u2028y"})]]
+    rows += [{"messages": [{"role": "user", "content": "u"}], "tools": [{"z": 10 ** 30, "a": None, "f": 1.0, "list": [[], {}, [1, "x", None]]}]}]
+    to_dataset(rows).save_to_disk(str(tmp_path / "ds"))
+    assert json.dumps(from_dataset(load_from_disk(str(tmp_path / "ds")))) == json.dumps(rows)
+    assert from_dataset(to_dataset([])) == []
+
+
+# --- Splits --------------------------------------------------------------------------------------------------------------
+
+def test_chains_of_shared_values_and_phrasings_stay_together():
+    ask = lambda text, city, **more: build_example({"user": text.format(city), "tool_name": "get_weather", "arguments": {"city": city}, **more}, TOOLS)
+    rows = [ask("查{}天气", "北京"), ask("查 {} 天气！", "上海"), ask("{}冷吗", "上海"), ask("{}热吗", "广州"), ask("雨 {}", "深圳", group=1), ask("雪 {}", "武汉", group=1), ask("风 {}", "长沙")]
+    assert sorted(map(len, group_examples(rows))) == [1, 1, 2, 3]
+    assert [g for g in group_examples(rows) if len(g) == 3] == [rows[:3]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=60), st.integers(0, 3))
+def test_no_split_leaks(pairs, seed):
+    rows = [build_example({"user": f"ask{a} about town{b:02d} now", "tool_name": "get_weather", "arguments": {"city": f"town{b:02d}"}}, TOOLS) for a, b in pairs]
+    splits = split_examples(rows, 0.2, 0.3, seed)
+    assert sum(map(len, splits.values())) == len(rows)
+    assert measure_leakage(splits) == {"phrasings": 0, "values": 0, "texts": 0}
+    assert splits == split_examples(rows, 0.2, 0.3, seed)
+    assert len(splits["train"]) >= len(splits["test"]) or len(group_examples(rows)) > 1
+
+
+def test_the_phrasing_of_a_turn_that_is_only_a_value():
+    history = [{"role": "user", "content": "查天气"}, {"role": "assistant", "content": "哪里？"}]
+    asked = build_example({"user": "北京", "history": history, "tool_name": "get_weather", "arguments": {"city": "北京"}}, TOOLS)
+    whole = build_example({"user": "怎么种花？", "tool_name": "get_weather", "arguments": {"city": "怎么种花？"}}, TOOLS)
+    assert phrasing(asked) == "查天气" and phrasing(whole) == "怎么种花"
+    assert open_values(build_example({"user": "x", "tool_name": "find_food", "arguments": {"sort_by": "price", "place": "Y"}}, TOOLS)) == set()
+
+
+def test_shares_that_leave_nothing_are_refused():
+    for shares in ((0.5, 0.5), (-0.5, 0.2), (0, 1.5)):
+        with pytest.raises(UserError, match="nothing to train on|between"):
+            split_examples([], *shares)
+
+
+def test_logs_that_cannot_be_split_are_said_to_be(tmp_path):
+    counts = prepare_data(config_of(tmp_path, [GOOD] * 20))
+    assert counts["train"] == 20 and counts["test"] == 0 and any("test split has 0 rows" in w for w in counts["warnings"])
+
+
+def test_no_usable_record_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="no usable record.*line 1, user"):
+        prepare_data(config_of(tmp_path, [{}]))
+    with pytest.raises(UserError, match="no such file"):
+        prepare_data(config_of(tmp_path, [GOOD], logs=[str(tmp_path / "gone.jsonl")]))
+
+
+# --- The demo ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def maker():
+    sys.path.insert(0, str(EXAMPLES))
+    spec = importlib.util.spec_from_file_location("make_logs", EXAMPLES / "make_logs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    config = read_config(EXAMPLES / "config.yaml")
+    config["run"] = str(tmp_path_factory.mktemp("demo"))
+    counts = prepare_data(config)
+    folder = Path(config["run"]) / "data"
+    return counts, {name: read_jsonl(folder / f"{name}.jsonl") for name in ("train", "validation", "test")}
+
+
+def test_the_logs_are_what_the_generator_makes(maker):
+    text = (EXAMPLES / "logs.jsonl").read_text(encoding="utf-8")
+    assert text == "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in maker.make_logs(0))
+    assert text.count("\n") >= 1800
+
+
+def test_the_demo_splits_honestly(demo):
+    counts, splits = demo
+    assert counts["test"] >= 200 and counts["rejected"] == 0 and counts["warnings"] == []
+    assert measure_leakage(splits) == {"phrasings": 0, "values": 0, "texts": 0}
+    assert len(counts["tools"]) == 9 and all(n >= 10 for row in counts["tools"].values() for n in row.values())
+    assert not {e["group"] for e in splits["train"]} & {e["group"] for e in splits["test"]}
+
+
+def test_the_demo_is_varied(demo):
+    examples = sum(demo[1].values(), [])
+    phrasings, texts = {}, set()
+    for example in examples:
+        for made in (made["function"] for m in example["messages"] for made in m.get("tool_calls", [])):
+            phrasings.setdefault(made["name"], set()).add(phrasing(example))
+            texts |= {(made["name"], value) for value in open_values(example)}
+    assert len(phrasings) == 8 and min(map(len, phrasings.values())) >= 25
+    assert len({v for name, v in texts if name in ("WeatherApi", "get_weather")}) >= 150
+    assert len({v for name, v in texts if name == "HandleTongzhiTonggao"}) >= 400
+    assert len({v for name, v in texts if name in ("HealthReportSimple", "DirectLLMCommunityAiUser")}) >= 200
+    assert max(Counter(dump_json(e["messages"]) for e in examples).values()) <= 3
+
+
+def test_every_argument_of_the_demo_can_be_read_off_the_conversation(demo):
+    for example in sum(demo[1].values(), []):
+        said = "\n".join(m["content"] for m in example["messages"] if m["role"] == "user")
+        assert all(value in said for value in open_values(example))
+
+
+def test_no_site_shares_a_phrasing_with_another(maker):
+    import random
+    sites = maker.deal_phrasings(random.Random(0))
+    seen = Counter(phrase for site in sites for phrase in {item if isinstance(item, str) else item[0] for pool in site.values() for item in pool})
+    assert len(sites) >= 12 and max(seen.values()) == 1

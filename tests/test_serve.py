@@ -1,0 +1,230 @@
+"""A real llama-server, the real OpenAI client, and servers that misbehave."""
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from toolcall_ft.export import build_llama_cpp, export_gguf
+from toolcall_ft.serve import LlamaServer, fetch_json, find_ollama, openai_answerer, server_prompt, server_tokens, wire_messages, write_modelfile
+from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
+from toolcall_ft.tools import UserError, clean_tools
+
+TOOLS, _ = clean_tools([{"name": "get_weather", "description": "Weather", "parameters": {"city": {"type": "string"}}}])
+HELLO = {"messages": [{"role": "user", "content": "Hello!"}], "tools": TOOLS}
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    build_llama_cpp()
+    return export_gguf(model_path("tiny-qwen2"), tmp_path_factory.mktemp("run")/"gguf", ["Q8_0"])["Q8_0"]
+
+
+@pytest.fixture(scope="module")
+def server(gguf):
+    with LlamaServer(gguf, slots=4) as server: yield server
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("tiny-qwen2")
+
+
+# ---- the server -----------------------------------------------------------------------------------------------------
+
+def test_it_listens_on_the_loopback_address_only(server):
+    assert server.url.startswith("http://127.0.0.1:") and fetch_json(f"{server.url}/health") == {"status": "ok"}
+    assert "server is listening" in server.log() or "listening on" in server.log()
+
+
+def test_a_browser_page_from_elsewhere_gets_no_permission(server):
+    import urllib.request
+    request = urllib.request.Request(f"{server.url}/v1/models", headers={"Origin": "http://evil.example"})
+    with urllib.request.urlopen(request) as reply: assert reply.headers.get("Access-Control-Allow-Origin") in (None, "null", "")
+
+
+def test_a_given_port_is_used_and_free_again(gguf):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with LlamaServer(gguf, port=port) as server:
+        assert server.url == f"http://127.0.0.1:{port}"
+        with pytest.raises(UserError, match=f"port {port}.*in use"):
+            with LlamaServer(gguf, port=port): pass
+        assert fetch_json(f"{server.url}/health") == {"status": "ok"} # the first is unharmed
+    assert server.process.returncode is not None and fetch_json(f"{server.url}/health") is None
+
+
+def test_it_is_stopped_when_the_block_fails(gguf):
+    with pytest.raises(ZeroDivisionError):
+        with LlamaServer(gguf) as server: 1 / 0
+    assert server.process.poll() is not None
+
+
+def test_it_does_not_outlive_python(gguf):
+    code = f"from toolcall_ft.serve import LlamaServer\ns = LlamaServer({str(gguf)!r}).__enter__()\nprint(s.process.pid, s.url)\nraise SystemExit(1)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    pid, url = said.stdout.split()
+    assert fetch_json(f"{url}/health") is None
+    with pytest.raises(ProcessLookupError): os.kill(int(pid), 0)
+
+
+def test_wrong_files(tmp_path, gguf):
+    (tmp_path/"empty.gguf").write_bytes(b"")
+    (tmp_path/"cut.gguf").write_bytes(gguf.read_bytes()[:100_000])
+    for path, words in {tmp_path/"missing.gguf": "cannot be read", tmp_path/"empty.gguf": "not a GGUF", tmp_path: "cannot be read", tmp_path/"cut.gguf": "ended while starting"}.items():
+        with pytest.raises(UserError, match=words):
+            with LlamaServer(path): pass
+
+
+def test_missing_program(gguf, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="llama-server not found.*toolcall-ft llama-cpp"): LlamaServer(gguf)
+
+
+# ---- what it is asked and what it sees ------------------------------------------------------------------------------
+
+def test_tokens_are_the_same_for_strings_of_all_kinds(server, tokenizer):
+    import unicodedata
+    generator = random.Random(0)
+    ranges = [(32, 127), (0x4E00, 0x9FA5), (0x400, 0x4FF), (0x600, 0x6FF), (0x1F300, 0x1F64F), (0xAC00, 0xD7A3), (0x3040, 0x30FF), (0x2000, 0x206F), (9, 13)]
+    texts = ["", " ", "\n\n", "  x", "x  \n", "don't I'LL", "12345 1.5e-3", "<tool_cal", "</tool_call", "a\u0301", "👩‍👩‍👧"]
+    for _ in range(400):
+        low, high = generator.choice(ranges)
+        texts.append("".join(chr(generator.randint(low, high)) + " " * (generator.random() < .2) for _ in range(generator.randint(1, 30))))
+    for text in texts:
+        text = unicodedata.normalize("NFC", text) # llama.cpp does not normalise; see the next test
+        assert server_tokens(server.url, text) == tokenizer(text, add_special_tokens=False)["input_ids"], repr(text)
+
+
+def test_unnormalised_text_is_the_known_difference(server, tokenizer):
+    text = "cafe\u0301" # e and an accent, as macOS writes file names
+    assert server_tokens(server.url, text) != tokenizer(text)["input_ids"] == tokenizer("caf\u00e9")["input_ids"]
+
+
+def test_prompts_are_the_same(server, tokenizer):
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "上海 \"x\" <b>"}}}
+    talk = [{"role": "system", "content": "你是助手"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "", "tool_calls": [call, call]},
+            {"role": "tool", "name": "get_weather", "content": "{\"t\": 1.5}"}, {"role": "tool", "name": "get_weather", "content": ""},
+            {"role": "assistant", "content": "done"}, {"role": "user", "content": "再来"}]
+    for end in (2, 4, 5, 7):
+        for tools in (TOOLS, []):
+            request = {"messages": talk[:end], "tools": tools}
+            text = server_prompt(server.url, request)
+            assert text == tokenizer.apply_chat_template(talk[:end], tools=tools or None, add_generation_prompt=True, tokenize=False)
+            assert server_tokens(server.url, text) == list(encode_prompt(request, tokenizer))
+
+
+def test_wire_messages_leave_the_example_alone():
+    messages = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "a", "arguments": {"x": "é"}}}]},
+                {"role": "tool", "name": "a", "content": "1"}, {"role": "tool", "name": "a", "content": "orphan"}]
+    copy = json.loads(json.dumps(messages))
+    sent = wire_messages(messages)
+    assert messages == copy and sent[0]["tool_calls"][0]["function"]["arguments"] == '{"x": "é"}'
+    assert sent[1]["tool_call_id"] == sent[0]["tool_calls"][0]["id"] and sent[2]["tool_call_id"]
+
+
+def test_many_at_once_keep_their_order(server):
+    requests = [{"messages": [{"role": "user", "content": f"Say {i}"}], "tools": []} for i in range(24)]
+    alone = openai_answerer(server.url, max_new_tokens=8)(requests)
+    together = openai_answerer(server.url, max_new_tokens=8, workers=4)(requests)
+    assert len(together) == 24 and all(answer["seconds"] > 0 for answer in together)
+    assert sum(a["content"] == b["content"] for a, b in zip(alone, together)) >= 22 # batches may round differently
+
+
+def test_no_requests_no_answers(server):
+    assert openai_answerer(server.url)([]) == []
+
+
+def test_a_server_killed_in_mid_request(gguf):
+    with LlamaServer(gguf) as server:
+        requests = [{"messages": [{"role": "user", "content": "x"}], "tools": []}] * 50
+        threading.Timer(0.5, server.process.send_signal, [signal.SIGKILL]).start()
+        answers = openai_answerer(server.url, max_new_tokens=1000)(requests)
+    assert len(answers) == 50 and "Is the server still running?" in answers[-1]["errors"][0] and answers[-1]["calls"] == []
+
+
+def test_an_unfinished_answer_says_so(server):
+    answer = openai_answerer(server.url, max_new_tokens=1)([HELLO])[0]
+    assert any("cut off" in error for error in answer["errors"])
+
+
+# ---- servers that say strange things --------------------------------------------------------------------------------
+
+def message(**fields): return {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **fields}}]}
+def tool_call(arguments): return {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+
+
+STRANGE = {
+    "not JSON": (b"<html>hello</html>", "shape"), "empty object": (b"{}", "shape"), "no choices": (b'{"choices": []}', "shape"), "null": (b"null", "shape"),
+    "broken arguments": (message(content=None, tool_calls=[tool_call('{"city": "Os')]), "not readable"),
+    "arguments that are a list": (message(content=None, tool_calls=[tool_call("[1]")]), "not an object"),
+    "arguments that are NaN": (message(content=None, tool_calls=[tool_call('{"city": NaN}')]), "not JSON"),
+    "a key twice": (message(content=None, tool_calls=[tool_call('{"city": "a", "city": "b"}')]), "twice"),
+}
+
+
+@pytest.fixture(scope="module")
+def strange_server():
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            said = STRANGE[body["model"]][0] if body["model"] in STRANGE else None
+            data = said if isinstance(said, bytes) else json.dumps(said).encode()
+            self.send_response(200 if said else 503)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments): pass
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_replies_become_errors(strange_server, name):
+    answer = openai_answerer(strange_server, name)([HELLO])[0]
+    assert answer["calls"] == [] and STRANGE[name][1] in " ".join(answer["errors"])
+
+
+def test_a_refusal_names_the_status(strange_server):
+    assert "status 503" in openai_answerer(strange_server, "unknown")([HELLO])[0]["errors"][0]
+
+
+def test_a_good_call_beside_a_bad_one(strange_server, monkeypatch):
+    monkeypatch.setitem(STRANGE, "mixed", (message(content="ok", tool_calls=[tool_call('{"city": "Oslo"}'), tool_call("{")]), ""))
+    answer = openai_answerer(strange_server, "mixed")([HELLO])[0]
+    assert answer["calls"] == [{"name": "get_weather", "arguments": {"city": "Oslo"}}] and len(answer["errors"]) == 1 and answer["content"] == "ok"
+
+
+# ---- Ollama ---------------------------------------------------------------------------------------------------------
+
+def test_the_modelfile_points_at_the_gguf(gguf, tmp_path):
+    path = write_modelfile(gguf, tmp_path/"deep"/"Modelfile")
+    text = path.read_text(encoding="utf-8")
+    source = text.splitlines()[0].removeprefix("FROM ")
+    assert (path.parent/source).samefile(gguf) and text.count('"""') == 2
+    for line in ('PARAMETER stop "<|im_end|>"', "PARAMETER temperature 0", "{{ if .System }}", "{{- if .ToolCalls }}", "<tool_response>"): assert line in text
+
+
+def test_another_chat_template_gets_no_modelfile(gguf, tmp_path, monkeypatch):
+    from toolcall_ft import serve
+    monkeypatch.setattr(serve, "read_gguf", lambda *a: {"fields": {"tokenizer.chat_template": "{{ messages }}"}})
+    with pytest.raises(UserError, match="not Qwen's"): write_modelfile(gguf, tmp_path/"Modelfile")
+    assert not (tmp_path/"Modelfile").exists()
+
+
+def test_ollama_is_looked_for_where_the_environment_says(monkeypatch, strange_server):
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    assert find_ollama()["url"] is None
