@@ -1,7 +1,4 @@
 """The tools module against input that is wrong, hostile or merely unusual."""
-import importlib.util
-import inspect
-import json
 import subprocess
 import sys
 from pathlib import Path

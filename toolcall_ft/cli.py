@@ -21,7 +21,7 @@ import sys
 import time
 from contextlib import contextmanager
 from functools import partial
-from importlib import metadata, resources, util
+from importlib import util
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -278,6 +278,7 @@ def chain(config:dict, # the configuration
 def installed(*names, # import names, the preferred one first
              )->str: # the first that is installed, with its version; "" if none is
     "What `auto` picks among several packages, without importing any of them."
+    from importlib import metadata
     for name in names:
         if util.find_spec(name) is None: continue
         try: return f"{name} {metadata.version(name.replace('_', '-'))}"
@@ -345,6 +346,7 @@ def read_settings(arguments:argparse.Namespace, # what was typed
 @command(option("folder", nargs="?", default=".", help="where (default: here)"))
 def init_command(arguments):
     "Start a project of your own: config.yaml, tools, functions and a sample log"
+    from importlib import resources
     from toolcall_ft.data import write_text
     folder, package = Path(arguments.folder), resources.files("toolcall_ft")
     config = (package/"config.yaml").read_text(encoding="utf-8").replace("runs/demo", "runs/first").replace("functions: null", "functions: functions.py")
