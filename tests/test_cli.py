@@ -109,6 +109,13 @@ def test_a_full_disk_is_found_behind_another_error():
     assert "disk is full" in explain_error(error)
 
 
+def test_a_reader_that_stops_is_no_error(project):
+    assert main(["data"]) == 0
+    code = f"{sys.executable} -c 'import sys; from toolcall_ft.cli import main; sys.exit(main())' inspect --n 20 | head -n 1; echo ${{PIPESTATUS[0]}}"
+    finished = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+    assert finished.stdout.split()[-1] == "0" and finished.stderr == ""
+
+
 def test_a_bug_keeps_its_traceback(project, monkeypatch):
     def bug(config): raise ZeroDivisionError
     monkeypatch.setattr(cli, "make_data", bug)

@@ -552,6 +552,9 @@ def main(words:list|None=None, # what was typed; the program's own arguments if 
     except KeyboardInterrupt:
         print("\ntoolcall-ft: stopped. Finished stages are kept; the same command goes on from there.", file=sys.stderr)
         return 130
+    except BrokenPipeError: # somebody reads no further, as in `toolcall-ft inspect | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         sentence = explain_error(error)
         if sentence is None: raise

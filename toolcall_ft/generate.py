@@ -17,6 +17,7 @@ import re
 import time
 from functools import lru_cache
 from itertools import groupby
+from os.path import commonprefix
 
 from .template import encode_prompt, load_tokenizer, model_path
 from .tools import UserError, check_call, dump_json, parse_calls
@@ -301,12 +302,13 @@ def load_model(path:str, # tiny-qwen2, a model folder, or a name on the hub
 # %% ../nbs/04_constrained_generation.ipynb #c044
 def pad_left(rows:list, # lists of token ids
              token:int, # to fill up with
+             start:int=0, # so many tokens, the same in all rows, stay in front of the padding
              )->dict: # input_ids and attention_mask, tensors
-    "Rows of one length, padded on the left."
+    "Rows of one length, padded on the left, or behind their common start."
     import torch
-    width = max(map(len, rows))
-    return {"input_ids": torch.tensor([[token] * (width - len(row)) + row for row in rows]),
-            "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])}
+    gaps = [max(map(len, rows)) - len(row) for row in rows]
+    return {"input_ids": torch.tensor([row[:start] + [token] * gap + row[start:] for gap, row in zip(gaps, rows)]),
+            "attention_mask": torch.tensor([[1] * start + [0] * gap + [1] * (len(row) - start) for gap, row in zip(gaps, rows)])}
 
 # %% ../nbs/04_constrained_generation.ipynb #c045
 def make_batches(requests:list, # {"messages", "tools"}
@@ -327,8 +329,13 @@ def generate_batch(model, tokenizer, prompts:list, # lists of token ids
     import torch
     processors = [compile_grammar(grammar, tokenizer, choose_engine(engine), model.config.vocab_size)()] if grammar else []
     end = tokenizer.eos_token_id
-    inputs = {name: tensor.to(model.device) for name, tensor in pad_left(prompts, end).items()}
+    start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+    inputs = {name: tensor.to(model.device) for name, tensor in pad_left(prompts, end, start).items()}
     with torch.inference_mode():
+        if start:
+            cache = model(input_ids=inputs["input_ids"][:1, :start], use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(len(prompts))
+            inputs["past_key_values"] = cache
         output = model.generate(**inputs, logits_processor=processors, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end,
                                 do_sample=False, num_beams=1, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None)
     rows = output[:, inputs["input_ids"].shape[1]:].tolist()

@@ -32,7 +32,7 @@ def start_backend(
     try: import unsloth
     except Exception as error:
         if backend == "unsloth": raise UserError(f"train.backend: unsloth cannot start ({error}); "
-                                                 "pip install 'toolcall-ft[train]', or set train.backend to peft") from error
+                                                 "pip install --no-deps unsloth unsloth_zoo (with a GPU: pip install unsloth), or set train.backend to peft") from error
         print(f"Unsloth is installed and cannot start ({error}); training with PEFT")
         return "peft"
     return "unsloth"
@@ -150,7 +150,7 @@ def trainer_class():
             return trained_loss(self.model, inputs, self.processing_class.convert_tokens_to_ids("<|im_end|>"), num_items_in_batch)
     return PrefixTrainer
 
-# %% ../nbs/03_unsloth_lora.ipynb #c033
+# %% ../nbs/03_unsloth_lora.ipynb #c034
 def curve_points(
     history:list, # the trainer's log
     )->list: # {"step", "epoch", and "loss" with "learning_rate", or "validation_loss"}
@@ -160,7 +160,7 @@ def curve_points(
               for entry in history if "epoch" in entry]
     return [point for point in points if len(point) > 2]
 
-# %% ../nbs/03_unsloth_lora.ipynb #c035
+# %% ../nbs/03_unsloth_lora.ipynb #c036
 def draw_curves(
     points:list, # from `curve_points`
     path, # the picture's file
@@ -178,7 +178,7 @@ def draw_curves(
     figure.savefig(path, dpi=110)
     return str(path)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c037
+# %% ../nbs/03_unsloth_lora.ipynb #c038
 def progress(
     curves, # the file to write
     tokens:int, # in one epoch
@@ -199,7 +199,7 @@ def progress(
             print(f"step {state.global_step:5}/{state.max_steps}  {kind:15} {value:7.4f}  {speed:7,.0f} tokens/s  {seconds:5.0f} s", flush=True)
     return Progress()
 
-# %% ../nbs/03_unsloth_lora.ipynb #c039
+# %% ../nbs/03_unsloth_lora.ipynb #c040
 def last_checkpoint(
     folder, # that holds checkpoint-10, checkpoint-20, ...
     fingerprint:str, # of the rows and settings
@@ -214,11 +214,11 @@ def last_checkpoint(
     complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
-# %% ../nbs/03_unsloth_lora.ipynb #c042
+# %% ../nbs/03_unsloth_lora.ipynb #c043
 def trainer_settings(
     folder, # for checkpoints
     epochs:float, batch_size:int, gradient_accumulation:int, learning_rate:float, warmup_ratio:float, # as in config.yaml
-    steps:int, # in one epoch
+    rows:int, # in the training set
     validate:bool, # is there a validation set?
     save_steps:int=50, # between checkpoints
     seed:int=0, # of the rows' order
@@ -226,17 +226,17 @@ def trainer_settings(
     "The settings of TRL's trainer"
     import torch
     from trl import SFTConfig
-    gpu = torch.cuda.is_available()
+    gpu, steps = torch.cuda.is_available(), -(-rows // (batch_size * gradient_accumulation))
     return SFTConfig(
         output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size,
         gradient_accumulation_steps=gradient_accumulation, learning_rate=learning_rate, warmup_steps=warmup_ratio, lr_scheduler_type="cosine",
         bf16=compute_type() == "bfloat16", fp16=compute_type() == "float16", use_cpu=not gpu, gradient_checkpointing=gpu,
-        dataloader_pin_memory=gpu, optim="adamw_torch_fused", train_sampling_strategy="group_by_length", seed=seed,
+        dataloader_pin_memory=gpu, optim="adamw_torch_fused", train_sampling_strategy="group_by_length" if gpu else "random", seed=seed,
         max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=max(1, round(steps * epochs / 20)),
-        eval_strategy="steps" if validate else "no", eval_steps=max(1, steps // 2), eval_on_start=validate,
+        eval_strategy="steps" if validate else "no", eval_steps=max(1, steps // 2),
         save_steps=save_steps, save_total_limit=1, report_to="none", disable_tqdm=True)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c044
+# %% ../nbs/03_unsloth_lora.ipynb #c045
 def make_trainer(
     model, # a PEFT model
     tokenizer, # of the same
@@ -252,7 +252,7 @@ def make_trainer(
     trainer.add_callback(progress(curves, sum(map(len, train["input_ids"]))))
     return trainer
 
-# %% ../nbs/03_unsloth_lora.ipynb #c046
+# %% ../nbs/03_unsloth_lora.ipynb #c047
 def encode_splits(
     train_rows:list, # examples
     validation_rows:list, # examples, may be empty
@@ -268,7 +268,7 @@ def encode_splits(
     if len(train): return train, validation if len(validation) else None, left_out
     raise UserError(f"no row is left to train on: {len(train_rows)} were given, {len(too_long)} are longer than train.max_length {max_length}")
 
-# %% ../nbs/03_unsloth_lora.ipynb #c048
+# %% ../nbs/03_unsloth_lora.ipynb #c049
 def training_report(
     trainer, # after training
     backend:str, # that trained
@@ -284,7 +284,7 @@ def training_report(
             "validation_loss_before": validation[0] if validation else None, "validation_loss": validation[-1] if validation else None,
             "tokens_per_epoch": tokens, "left_out": left_out, "trained_weights": trained, "all_weights": every, "compute_type": compute_type()}
 
-# %% ../nbs/03_unsloth_lora.ipynb #c049
+# %% ../nbs/03_unsloth_lora.ipynb #c050
 def train_lora(
     train_rows:list, # examples
     validation_rows:list, # examples, may be empty
@@ -300,20 +300,19 @@ def train_lora(
     train, validation, left_out = encode_splits(train_rows, validation_rows, tokenizer, max_length)
     fingerprint = hashlib.sha256(dump_json([options, train["input_ids"][:]]).encode()).hexdigest()
     checkpoint = last_checkpoint(output / "checkpoints", fingerprint)
-    load = load_unsloth if backend == "unsloth" else load_peft
-    steps = -(-len(train) // (batch_size * gradient_accumulation))
-    settings = trainer_settings(output / "checkpoints", epochs, batch_size, gradient_accumulation, learning_rate, warmup_ratio,
-                                steps, bool(validation), save_steps, seed)
-    trainer = make_trainer(load(model, lora_rank, lora_alpha, max_length, four_bit, seed), tokenizer, settings, train, validation,
-                           output / "curves.jsonl")
     if checkpoint: print(f"going on from {Path(checkpoint).name}")
+    adapted = (load_unsloth if backend == "unsloth" else load_peft)(model, lora_rank, lora_alpha, max_length, four_bit, seed)
+    settings = trainer_settings(output / "checkpoints", epochs, batch_size, gradient_accumulation, learning_rate, warmup_ratio, len(train),
+                                bool(validation), save_steps, seed)
+    settings.eval_on_start = bool(validation) and not checkpoint
+    trainer = make_trainer(adapted, tokenizer, settings, train, validation, output / "curves.jsonl")
     trainer.train(resume_from_checkpoint=checkpoint)
     draw_curves(curve_points(trainer.state.log_history), output / "curves.png")
     save_adapter(trainer.model, tokenizer, output / "adapter")
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return training_report(trainer, backend, sum(map(len, train["input_ids"])), left_out)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c050
+# %% ../nbs/03_unsloth_lora.ipynb #c051
 def save_adapter(
     model, # a trained PEFT model
     tokenizer, # to lay beside it
@@ -325,7 +324,7 @@ def save_adapter(
         tokenizer.save_pretrained(temporary)
     return str(folder)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c057
+# %% ../nbs/03_unsloth_lora.ipynb #c058
 def probe_logits(
     model, # any causal language model
     rows:list, # of {"input_ids", ...}
@@ -335,13 +334,13 @@ def probe_logits(
     model.eval()
     with torch.no_grad(): return [model(torch.tensor([row["input_ids"]], device=model.device)).logits.float() for row in rows]
 
-# %% ../nbs/03_unsloth_lora.ipynb #c058
+# %% ../nbs/03_unsloth_lora.ipynb #c059
 PROBE = [{"tools": [{"type": "function", "function": {"name": "find_book", "description": "Find a book by its title",
               "parameters": {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}}}],
           "messages": [{"role": "user", "content": "帮我找《红楼梦》 in the library"}, {"role": "assistant", "content": "", "tool_calls": [
               {"type": "function", "function": {"name": "find_book", "arguments": {"title": "红楼梦"}}}]}]}]
 
-# %% ../nbs/03_unsloth_lora.ipynb #c059
+# %% ../nbs/03_unsloth_lora.ipynb #c060
 def load_adapted(
     model:str, # base model, as in `model_path`
     adapter, # folder of an adapter
@@ -358,7 +357,7 @@ def load_adapted(
         raise UserError(f"{adapter}: this adapter does not fit the model {model}; merge it into the model that it was trained on "
                         f"({str(error).splitlines()[0]})") from error
 
-# %% ../nbs/03_unsloth_lora.ipynb #c060
+# %% ../nbs/03_unsloth_lora.ipynb #c061
 def merge_adapter(
     model:str, # base model, as in `model_path`
     adapter, # folder of an adapter
