@@ -312,7 +312,7 @@ def result_table(summary:dict, # what `make_summary` gave, or summary.json
             **{f"{name} in llama-server": report for name, report in summary["gguf"].items()}}
     lines = ["| | exact match | 95 % interval | right tool | arguments | n |", "|---|---:|---:|---:|---:|---:|"]
     for title, report in rows.items():
-        low, high = report["exact_interval"]
+        low, high = report["exact_interval"] or (0, 1)  # nothing was asked: nothing is known
         exact, tool, arguments = ["–" if report[key] is None else f"{100 * report[key]:.1f} %" for key in ("exact", "tool", "args")]
         lines.append(f"| {title} | {exact} | {100 * low:.1f} to {100 * high:.1f} | {tool} | {arguments} | {report['n']} |")
     return "\n".join(lines)

@@ -75,7 +75,9 @@ def check_setting(value, # what the file says
     if kind is float and type(value) is int: value = float(value)
     good = type(value) is kind and not (kind is list and not all(isinstance(v, str) for v in value))
     if not good: raise ValueError(f"{TYPE_WORDS[kind]} is needed, not {value!r}")
-    if kind in (int, float) and not 0 <= value < float("inf"): raise ValueError(f"{value!r} is not possible, it must be 0 or more")
+    if value == []: raise ValueError("the list is empty, it needs at least one entry")
+    least = 1 if kind is int and key != "seed" else 0
+    if kind in (int, float) and not least <= value < float("inf"): raise ValueError(f"{value!r} is not possible, it must be {least} or more")
     return value
 
 # %% ../nbs/01_data.ipynb #c009
@@ -305,7 +307,8 @@ def openai_message(message:dict, # as a client sends it
                    )->dict:
     "One OpenAI message in our shape. Raises `RecordError`."
     roles = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
-    role = roles.get(str(need(message, dict, field).get("role")))
+    message = need(message, dict, field)
+    role = roles.get(str(message.get("role")))
     if not role: raise RecordError(f"{field}.role", f"one of {', '.join(roles)} is needed, not {dump_json(message.get('role'))[:80]}")
     content = text_content(message.get("content"), f"{field}.content")
     calls = message_calls(message, field) if role == "assistant" else []
@@ -459,15 +462,12 @@ def from_dataset(dataset)->list:
 # %% ../nbs/01_data.ipynb #c061
 def read_logs(data:dict, # the configuration's section `data`
               )->tuple: # (examples, errors)
-    "The examples and errors of all log files. Raises `UserError` if no record at all can be used."
+    "The examples and errors of all log files."
     tools = read_tools(data["tools"])
     examples, errors = [], []
     for path in data["logs"]:
         good, bad = read_examples(path, tools, system=data["system"])
         examples, errors = examples + good, errors + bad
-    if not examples:
-        first = "".join(f" The first: {e['file']}, line {e['line']}, {e['field']}: {e['reason']}." for e in errors[:1])
-        raise UserError(f"no usable record in {', '.join(data['logs']) or 'data.logs'}, {len(errors)} set aside.{first}")
     return examples, errors
 
 # %% ../nbs/01_data.ipynb #c062
@@ -492,17 +492,21 @@ def split_warnings(splits:dict, counts:dict, wanted:dict)->list: # sentences
 # %% ../nbs/01_data.ipynb #c064
 def prepare_data(config:dict, # from read_config
                  )->dict: # counts
-    "Read the logs and write <run>/data: train, validation and test as JSONL and as a dataset, and the rejected records. Returns counts and warnings."
+    """Read the logs and write <run>/data: train, validation and test as JSONL and as a dataset, and the rejected records. Returns counts and warnings.
+    Raises `UserError` if no record can be used; the rejected ones are written all the same."""
     import datasets
     datasets.disable_progress_bars()
     data = config["data"]
     examples, errors = read_logs(data)
-    splits = split_examples(examples, data["validation"], data["test"], config["seed"])
+    splits = split_examples(examples, data["validation"], data["test"], config["seed"]) if examples else {}
     with replace_folder(Path(config["run"]) / "data") as folder:
         for name, rows in splits.items():
             write_jsonl(folder / f"{name}.jsonl", rows)
             to_dataset(rows).save_to_disk(str(folder / "dataset" / name))
         write_jsonl(folder / "rejected.jsonl", errors)
+    if not examples:
+        first = "".join(f" The first: {e['file']}, line {e['line']}, {e['field']}: {e['reason']}".rstrip(".") + "." for e in errors[:1])
+        raise UserError(f"no usable record in {', '.join(data['logs'])}, {len(errors)} set aside in {Path(config['run']) / 'data' / 'rejected.jsonl'}.{first}")
     tools = count_tools(splits)
     warnings = split_warnings(splits, tools, {"validation": data["validation"], "test": data["test"]})
     return {**{name: len(rows) for name, rows in splits.items()}, "rejected": len(errors), "tools": tools, "warnings": warnings}

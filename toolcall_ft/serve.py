@@ -43,6 +43,7 @@ def server_command(gguf, # the file to serve
 # %% ../nbs/07_ollama_test.ipynb #c007
 def check_port(host:str, port:int)->None:
     "Raise `UserError` if another program listens on a port already."
+    if not 0 <= port <= 65535: raise UserError(f"serve.port: {port} is no port. Choose one from 1024 to 65535, or 0 for any that is free.")
     with socket.socket() as probe:
         probe.settimeout(2)
         if probe.connect_ex((host, port)) == 0:
