@@ -263,3 +263,8 @@ def test_the_whole_chain_on_a_small_project(project):
     assert "| Q8_0 in llama-server |" in finished.stdout and "Talk to it:" in finished.stdout
     again = run_program("run", folder=project)
     assert again.returncode == 0 and again.stdout.count("done already") == 9
+
+
+def test_a_report_on_no_requests_is_a_row_without_figures():
+    nothing = {"exact": None, "exact_interval": None, "tool": None, "args": None, "n": 0}
+    assert "| before training | – | 0.0 to 100.0 | – | – | 0 |" in result_table({"base": nothing, "gguf": {}})

@@ -123,6 +123,7 @@ def test_openai_messages_of_both_ages(tmp_path):
 @pytest.mark.parametrize("text, words", [
     ("trian: {}", "line 1.*unknown key.*'train'"), ("train:\n  lora_rnk: 3", "line 2.*lora_rank"), ("seed: yes", "line 1: seed: a whole number"), ("seed: 1.5", "whole number"),
     ("evaluate: {limit: all}", "evaluate.limit: a whole number"), ("train:\n\n  learning_rate: fast", "line 3.*a number"), ("train: {learning_rate: .inf}", "not possible"), ("seed: -1", "0 or more"),
+    ("generate: {batch_size: 0}", "1 or more"), ("evaluate: {limit: 0}", "1 or more"), ("export: {formats: []}", "list is empty"),
     ("data: {logs: [1]}", "list of texts"), ("data: 3", "section"), ("run: null", "a text"), ("- a", "mapping"), ("a: [", "not YAML"), ("a: 1\na: 2", "line 2.*twice"), ("{seed: 1, seed: 2}", "twice"), ("a: \x01", "not YAML"), ("model: ''", "must not be empty"),
     ("!!python/object:os.system x", "not YAML"), ("3: 4", "unknown key '3'"), ("{a: 1}: 2", "YAML|unknown key")])
 def test_mistakes_in_a_configuration(tmp_path, text, words):
@@ -287,3 +288,12 @@ def test_no_site_shares_a_phrasing_with_another(maker):
     sites = maker.deal_phrasings(random.Random(0))
     seen = Counter(phrase for site in sites for phrase in {item if isinstance(item, str) else item[0] for pool in site.values() for item in pool})
     assert len(sites) >= 12 and max(seen.values()) == 1
+
+
+def test_rejected_records_are_written_even_if_no_record_is_left(tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    (tmp_path / "logs.jsonl").write_text('{"user": "hi", "tool_name": "no_such_tool", "arguments": {}}\nnot JSON\n')
+    (tmp_path / "config.yaml").write_text("run: run")
+    with pytest.raises(UserError, match="no usable record.*2 set aside in .*rejected.jsonl.*line 1"):
+        prepare_data(read_config(tmp_path / "config.yaml"))
+    assert [row["line"] for row in read_jsonl(tmp_path / "run/data/rejected.jsonl")] == [1, 2]

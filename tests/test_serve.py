@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from toolcall_ft.export import build_llama_cpp, export_gguf
-from toolcall_ft.serve import LlamaServer, fetch_json, find_ollama, openai_answerer, server_prompt, server_tokens, wire_messages, write_modelfile
+from toolcall_ft.serve import LlamaServer, check_port, fetch_json, find_ollama, openai_answerer, server_prompt, server_tokens, wire_messages, write_modelfile
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, clean_tools
 
@@ -228,3 +228,9 @@ def test_another_chat_template_gets_no_modelfile(gguf, tmp_path, monkeypatch):
 def test_ollama_is_looked_for_where_the_environment_says(monkeypatch, strange_server):
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     assert find_ollama()["url"] is None
+
+
+@pytest.mark.parametrize("port", [-5, 99999])
+def test_a_number_that_is_no_port(port):
+    with pytest.raises(UserError, match=f"{port} is no port"):
+        check_port("127.0.0.1", port)
