@@ -6,10 +6,11 @@
 __all__ = ['HANZI', 'LANGUAGE', 'COMMON', 'SYLLABLES', 'CONTROL_TOKENS', 'TAG_TOKENS', 'QWEN_SPLIT', 'tiny_text', 'general_tools',
            'random_word', 'random_text', 'random_string', 'random_name', 'random_moment', 'join_list', 'random_value',
            'invent_enum', 'invent_phrasings', 'invent_tool', 'key_schema', 'define_tool', 'ask_for', 'say_call',
-           'tool_result', 'tool_results', 'two_calls', 'missing_value', 'unserved_request', 'exchange',
-           'make_conversation', 'qwen_template', 'learn_merges', 'hanzi_merges', 'all_merges', 'train_tokenizer',
+           'tool_result', 'tool_results', 'two_calls', 'missing_value', 'unserved_request', 'exchange', 'pick_tools',
+           'make_conversations', 'qwen_template', 'learn_merges', 'hanzi_merges', 'all_merges', 'train_tokenizer',
            'orthogonal', 'previous_token_heads', 'matching_heads', 'init_induction', 'new_model', 'copy_batch',
-           'pad_rows', 'tool_batches', 'all_batches', 'train_step', 'learning_rate_factor', 'save_tiny', 'train_tiny']
+           'pad_rows', 'tool_batches', 'all_batches', 'summed_loss', 'train_step', 'make_optimizers',
+           'learning_rate_factor', 'save_tiny', 'train_tiny']
 
 # %% ../nbs/10_tiny_model.ipynb #c002
 import copy
@@ -24,6 +25,7 @@ import yaml
 
 from .data import replace_folder, write_jsonl
 from .template import encode_example, model_path
+from .train import hidden_states, shared_prefix
 
 # %% ../nbs/10_tiny_model.ipynb #c004
 def tiny_text(
@@ -32,19 +34,18 @@ def tiny_text(
     "Read one of the files that the tiny model is made from."
     return (Path(model_path("tiny-qwen2")).parent / "tiny_data" / name).read_text(encoding="utf-8")
 
-# %% ../nbs/10_tiny_model.ipynb #c005
 def general_tools(
 ) -> dict:  # name -> [English description, Chinese description, {key: type}, English phrasings, Chinese phrasings]
     "The fifty general tools."
     return yaml.safe_load(tiny_text("tools.yaml"))
 
-# %% ../nbs/10_tiny_model.ipynb #c007
+# %% ../nbs/10_tiny_model.ipynb #c006
 HANZI = "".join(tiny_text("hanzi.txt").split())  # the 1,250 commonest characters, counted over the word frequencies of jieba
 LANGUAGE = yaml.safe_load(tiny_text("language.yaml"))
 COMMON = LANGUAGE["common"].split()
 SYLLABLES = [first + vowel + last for first in "bdfghjklmnprstvwz" for vowel in "aeiou" for last in ("", "n", "r", "l", "s", "t", "m")]
 
-# %% ../nbs/10_tiny_model.ipynb #c008
+# %% ../nbs/10_tiny_model.ipynb #c007
 def random_word(
     language:str, # "en" or "zh"
     rng:random.Random, # source of chance
@@ -54,7 +55,7 @@ def random_word(
     word = rng.choice(COMMON) if rng.random() < .4 else "".join(rng.choices(SYLLABLES, k=rng.choice([1, 2, 2, 3])))
     return word.capitalize() if rng.random() < .3 else word
 
-# %% ../nbs/10_tiny_model.ipynb #c009
+# %% ../nbs/10_tiny_model.ipynb #c008
 def random_text(
     language:str, # "en" or "zh"
     rng:random.Random, # source of chance
@@ -69,7 +70,7 @@ def random_text(
     text = ("" if language == "zh" else " ").join(words).rstrip("，,")
     return text + rng.choice(["", "", "", "！", "。", "？"] if language == "zh" else ["", "", "", "!", ".", "?"])
 
-# %% ../nbs/10_tiny_model.ipynb #c012
+# %% ../nbs/10_tiny_model.ipynb #c011
 def random_string(
     kind:str, # a type of `tools.yaml`
     language:str, # "en" or "zh"
@@ -90,7 +91,7 @@ def random_string(
         return f"{rng.randint(1, 99)}{rng.choice('+-*/')}{rng.randint(1, 99)}" + rng.choice(["", f"+{rng.randint(1, 9)}"])
     return random_word(language, rng) + (" " + random_word(language, rng) if language == "en" and rng.random() < .3 else "")
 
-# %% ../nbs/10_tiny_model.ipynb #c013
+# %% ../nbs/10_tiny_model.ipynb #c012
 def random_name(
     kind:str, # "person" or "place"
     language:str, # "en" or "zh"
@@ -101,7 +102,6 @@ def random_name(
     if kind == "person": return "".join(rng.choices(HANZI, k=rng.choice([2, 3])))
     return "".join(rng.choices(HANZI, k=rng.choice([2, 2, 3]))) + rng.choice(["", "", "", "市", "县", "区", "路", "镇"])
 
-# %% ../nbs/10_tiny_model.ipynb #c014
 def random_moment(
     kind:str, # "date" or "time"
     language:str, # "en" or "zh"
@@ -112,7 +112,7 @@ def random_moment(
     if kind == "date": return f"20{rng.randint(10, 40)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
     return f"{rng.randint(0, 23)}:{rng.randint(0, 59):02}"
 
-# %% ../nbs/10_tiny_model.ipynb #c015
+# %% ../nbs/10_tiny_model.ipynb #c013
 def join_list(
     items:list, # words or numbers
     language:str, # "en" or "zh"
@@ -122,7 +122,7 @@ def join_list(
     comma, last = ("、", "和") if language == "zh" else (", ", " and ")
     return comma.join(map(str, items[:-1])) + last + str(items[-1])
 
-# %% ../nbs/10_tiny_model.ipynb #c016
+# %% ../nbs/10_tiny_model.ipynb #c014
 def random_value(
     kind:str | dict, # a type of `tools.yaml`
     language:str, # "en" or "zh"
@@ -131,7 +131,7 @@ def random_value(
     "A value and the words that ask for it."
     if isinstance(kind, dict):
         value = rng.choice(list(kind))
-        return value, kind[value][0 if language == "en" else 1]
+        return value, rng.choice(kind[value][0 if language == "en" else 1].split("|"))
     if kind == "bool":
         value = rng.random() < .5
         return value, {"en": ["no", "yes"], "zh": ["否", "是"]}[language][value]
@@ -144,15 +144,19 @@ def random_value(
         return items, json.dumps(items) if kind == "ints" and rng.random() < .5 else join_list(items, language)
     return (random_string(kind, language, rng),) * 2
 
-# %% ../nbs/10_tiny_model.ipynb #c019
+# %% ../nbs/10_tiny_model.ipynb #c017
 def invent_enum(
     rng:random.Random, # source of chance
 ) -> dict:  # value -> [English words, Chinese words]
-    "Two to five values in capitals or in Chinese, asked for by themselves."
+    "Two to five values: words that are said in other words, or values in capitals or in Chinese that are asked for by themselves."
+    if rng.random() < .6:
+        known = rng.choice(LANGUAGE["enums"])
+        spell = rng.choice([str, str.upper, lambda value: known[value][1].split("|")[0]])
+        return {spell(value): known[value] for value in rng.sample(list(known), rng.randint(2, len(known)))}
     if rng.random() < .5: return {word: [word, word] for word in (random_word("zh", rng) + rng.choice(HANZI) for _ in range(rng.randint(2, 5)))}
     return {word.upper(): [word, word] for word in (random_word("en", rng).lower() for _ in range(rng.randint(2, 5)))}
 
-# %% ../nbs/10_tiny_model.ipynb #c020
+# %% ../nbs/10_tiny_model.ipynb #c018
 def invent_phrasings(
     parameters:dict, # key -> type
     description:str, # the tool's description
@@ -162,7 +166,7 @@ def invent_phrasings(
     "Ways to ask for an invented tool: a clue from its description, then its values, in order or named."
     if list(parameters.values()) == ["whole"]: return ["{%s}" % next(iter(parameters))]
     space = "" if language == "zh" else " "
-    joins = ["，", "：", "的", "是", "给", "把", "在", "和", "到", "用"] if language == "zh" else ["for", "with", "to", "in", "is", ":", "of", "at"]
+    joins = LANGUAGE["joins"][language]
     phrasings = []
     for _ in range(3):
         named = rng.random() < .5
@@ -173,7 +177,7 @@ def invent_phrasings(
         phrasings.append(space.join(part for part in parts if part))
     return phrasings
 
-# %% ../nbs/10_tiny_model.ipynb #c021
+# %% ../nbs/10_tiny_model.ipynb #c019
 def invent_tool(
     rng:random.Random, # source of chance
 ) -> tuple:  # (name, an entry like those of `tools.yaml`)
@@ -182,11 +186,11 @@ def invent_tool(
     glue = rng.choice(["_", ""])
     name = glue.join(word.capitalize() if rng.random() < .5 else word.lower() for word in words("en", [1, 2, 2, 3]))
     english, chinese = " ".join(words("en", [2, 3])), "".join(words("zh", [1, 2]))
-    kinds = rng.choices(["word", "text", "place", "person", "int", "code", "whole", "enum", "date", "float"], k=rng.choice([1, 1, 2, 2, 3]))
+    kinds = rng.choices(["word", "text", "place", "person", "int", "code", "whole", "enum", "enum", "enum", "date", "float"], k=rng.choice([1, 1, 2, 2, 3]))
     parameters = {"_".join(words("en", [1, 2])).lower(): invent_enum(rng) if kind == "enum" else kind for kind in kinds}
     return name, [english, chinese, parameters, invent_phrasings(parameters, english, "en", rng), invent_phrasings(parameters, chinese, "zh", rng)]
 
-# %% ../nbs/10_tiny_model.ipynb #c022
+# %% ../nbs/10_tiny_model.ipynb #c020
 def key_schema(
     key:str, # the parameter's name
     kind:str | dict, # a type of `tools.yaml`
@@ -201,7 +205,7 @@ def key_schema(
     if schema["type"] == "array": schema["items"] = {"type": "integer" if kind == "ints" else "string"}
     return schema
 
-# %% ../nbs/10_tiny_model.ipynb #c023
+# %% ../nbs/10_tiny_model.ipynb #c021
 def define_tool(
     name:str, # the tool's name
     entry:list, # its entry
@@ -215,7 +219,7 @@ def define_tool(
     return {"type": "function", "function": {"name": name, "description": english if language == "en" else chinese,
             "parameters": {"type": "object", "properties": properties, "required": required}}}
 
-# %% ../nbs/10_tiny_model.ipynb #c024
+# %% ../nbs/10_tiny_model.ipynb #c022
 def ask_for(
     name:str, # the tool's name
     entry:list, # its entry
@@ -230,14 +234,13 @@ def ask_for(
     if "whole" not in entry[2].values(): words = rng.choice(LANGUAGE["openings"][language]) + words + rng.choice(LANGUAGE["closings"][language])
     return words, {"name": name, "arguments": {key: value for key, (value, _) in values.items()}}
 
-# %% ../nbs/10_tiny_model.ipynb #c027
+# %% ../nbs/10_tiny_model.ipynb #c025
 def say_call(
     calls:list, # calls
 ) -> dict:  # an assistant message
     "The assistant's message that makes some calls."
     return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call} for call in calls]}
 
-# %% ../nbs/10_tiny_model.ipynb #c028
 def tool_result(
     call:dict, # a call just made
     language:str, # "en" or "zh"
@@ -253,7 +256,7 @@ def tool_result(
     subject = key if isinstance(result, dict) else {"en": "result", "zh": "结果"}[language]
     return message, f"The {subject} is {text}" if language == "en" else f"{subject}是{text}"
 
-# %% ../nbs/10_tiny_model.ipynb #c029
+# %% ../nbs/10_tiny_model.ipynb #c026
 def tool_results(
     calls:list, # calls just made
     language:str, # "en" or "zh"
@@ -266,7 +269,7 @@ def tool_results(
     comma, end = ("，", "。") if language == "zh" else (", ", ".")
     return [*messages, {"role": "assistant", "content": comma.join(clauses).rstrip(".。") + end}]
 
-# %% ../nbs/10_tiny_model.ipynb #c030
+# %% ../nbs/10_tiny_model.ipynb #c027
 def two_calls(
     words:str, # a request
     call:dict, # its call
@@ -287,7 +290,7 @@ def two_calls(
         words += rng.choice(["，", "，再", "，还有", "，然后"] if language == "zh" else [", and ", ", then ", "; "]) + more
     return [{"role": "user", "content": words}, say_call([call, second]), *tool_results([call, second], language, rng)]
 
-# %% ../nbs/10_tiny_model.ipynb #c031
+# %% ../nbs/10_tiny_model.ipynb #c028
 def missing_value(
     name:str, # the tool's name
     entry:list, # its entry
@@ -306,7 +309,7 @@ def missing_value(
     asked = rng.choice(LANGUAGE["ask_value"][language]).format(key=key.replace("_", " "))
     return [{"role": "user", "content": lead or entry[0]}, {"role": "assistant", "content": asked}, {"role": "user", "content": reply}, say_call([call])]
 
-# %% ../nbs/10_tiny_model.ipynb #c032
+# %% ../nbs/10_tiny_model.ipynb #c029
 def unserved_request(
     offered:dict, # name -> entry
     others:dict, # name -> entry, tools that are not offered
@@ -321,7 +324,7 @@ def unserved_request(
     if fallback: reply = say_call([{"name": fallback, "arguments": {next(iter(offered[fallback][2])): words}}])
     return [{"role": "user", "content": words}, reply]
 
-# %% ../nbs/10_tiny_model.ipynb #c033
+# %% ../nbs/10_tiny_model.ipynb #c030
 def exchange(
     offered:dict, # name -> entry, the tools that may be called
     others:dict, # name -> entry, tools that are not offered
@@ -341,38 +344,47 @@ def exchange(
     if chance < .34 and "whole" not in offered[name][2].values(): return missing_value(name, offered[name], language, rng)
     return [{"role": "user", "content": words}, say_call([call]), *tool_results([call], language, rng)]
 
-# %% ../nbs/10_tiny_model.ipynb #c034
-def make_conversation(
+# %% ../nbs/10_tiny_model.ipynb #c031
+def pick_tools(
     rng:random.Random, # source of chance
     general:dict, # the tools of `tools.yaml`
-) -> dict:  # an example
-    "A conversation of one to five exchanges over some general and some invented tools."
-    language = rng.choice(["en", "zh"]) if rng.random() < .8 else "zh"
-    pool = [(name, general[name]) for name in rng.sample(list(general), 6)] if rng.random() < .55 else [invent_tool(rng) for _ in range(6)]
+) -> tuple:  # (name -> entry of the tools on offer, the same of the others)
+    "One to five general or invented tools, and some that are not offered."
+    pool = [(name, general[name]) for name in rng.sample(list(general), 6)] if rng.random() < .45 else [invent_tool(rng) for _ in range(6)]
     if rng.random() < .3: pool = pool[:3] + [invent_tool(rng) for _ in range(3)]
     rng.shuffle(pool)
     whole = [item for item in pool if "whole" in item[1][2].values()]
     pool = [item for item in pool if item not in whole[1:]]  # two tools that take anything could not be told apart
     count = rng.choice([1, 2, 3, 3, 4, 5])
-    offered, others = dict(pool[:count]), dict(pool[count:] or [invent_tool(rng)])
-    schema_language = language if rng.random() < .85 else rng.choice(["en", "zh"])
-    messages = [{"role": "system", "content": random_text(language, rng)}] if rng.random() < .15 else []
-    for _ in range(rng.choice([1, 1, 2, 3, 4, 5])): messages += exchange(offered, others, language, rng)
-    return {"messages": messages, "tools": [define_tool(name, entry, schema_language, rng) for name, entry in offered.items()]}
+    return dict(pool[:count]), dict(pool[count:] or [invent_tool(rng)])
 
-# %% ../nbs/10_tiny_model.ipynb #c037
+# %% ../nbs/10_tiny_model.ipynb #c032
+def make_conversations(
+    rng:random.Random, # source of chance
+    general:dict, # the tools of `tools.yaml`
+    count:int=1, # conversations over the same tools
+) -> list:  # examples
+    "Conversations of one to three exchanges, all with the same system prompt and the same tools."
+    language = rng.choice(["en", "zh"]) if rng.random() < .8 else "zh"
+    offered, others = pick_tools(rng, general)
+    schema_language = language if rng.random() < .85 else rng.choice(["en", "zh"])
+    tools = [define_tool(name, entry, schema_language, rng) for name, entry in offered.items()]
+    system = [{"role": "system", "content": random_text(language, rng)}] if rng.random() < .15 else []
+    talks = [[exchange(offered, others, language, rng) for _ in range(rng.choice([1, 1, 1, 2, 3]))] for _ in range(count)]
+    return [{"messages": system + [message for part in talk for message in part], "tools": tools} for talk in talks]
+
+# %% ../nbs/10_tiny_model.ipynb #c035
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TAG_TOKENS = ["<tool_call>", "</tool_call>"]
 QWEN_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# %% ../nbs/10_tiny_model.ipynb #c038
 def qwen_template(
 ) -> str:  # Jinja
     "The Qwen2.5 chat template, as TRL ships it."
     import trl
     return (Path(trl.__file__).parent / "chat_templates/qwen2_5.jinja").read_text(encoding="utf-8")
 
-# %% ../nbs/10_tiny_model.ipynb #c039
+# %% ../nbs/10_tiny_model.ipynb #c036
 def learn_merges(
     texts:list, # what the merges are counted on
     size:int, # bytes and merges together
@@ -386,7 +398,7 @@ def learn_merges(
                                 initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), special_tokens=[]))
     return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
 
-# %% ../nbs/10_tiny_model.ipynb #c040
+# %% ../nbs/10_tiny_model.ipynb #c037
 def hanzi_merges(
     characters:str, # the characters that become single tokens
 ) -> list:  # pairs of strings
@@ -399,23 +411,23 @@ def hanzi_merges(
         merges[one, two] = merges[one + two, three] = None
     return list(merges)
 
-# %% ../nbs/10_tiny_model.ipynb #c041
+# %% ../nbs/10_tiny_model.ipynb #c038
 def all_merges(
     seed:int=0, # of the conversations that the merges are counted on
     size:int=900, # bytes and English merges
 ) -> list:  # pairs of strings
     "English merges, then words with their space, then one token for every character in use."
     rng, general = random.Random(seed), general_tools()
-    texts = [json.dumps(make_conversation(rng, general)) for _ in range(3000)] + [qwen_template()] * 400
+    texts = [json.dumps(example) for _ in range(3000) for example in make_conversations(rng, general)] + [qwen_template()] * 400
     merges = learn_merges([re.sub(r"\\u[0-9a-f]{4}|\\n", "", text) for text in texts], size)
     known = {first + second for first, second in merges}
     frequent = re.findall("[A-Za-z]+", "the a to of in is for with and on it at me you not that " + qwen_template())
     words = [("Ġ", word) for word in dict.fromkeys(frequent) if word in known]
-    said = [LANGUAGE[part] for part in ("small_talk", "no_tool", "ask_value", "openings", "closings")]
+    said = [LANGUAGE[part] for part in ("small_talk", "no_tool", "ask_value", "openings", "closings", "joins", "enums")]
     used = re.findall(r"[\u4e00-\u9fff，。？！：；、“”《》]", tiny_text("tools.yaml") + json.dumps(said, ensure_ascii=False))
     return list(dict.fromkeys(merges + words + hanzi_merges(dict.fromkeys([*HANZI, *used]))))
 
-# %% ../nbs/10_tiny_model.ipynb #c042
+# %% ../nbs/10_tiny_model.ipynb #c039
 def train_tokenizer(
     seed:int=0, # of the conversations that the merges are counted on
 ) -> "Qwen2Tokenizer":  # byte-level BPE with Qwen's pre-tokenizer, control tokens and chat template
@@ -434,7 +446,7 @@ def train_tokenizer(
     return Qwen2Tokenizer(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>",
                           chat_template=qwen_template(), model_max_length=4096)
 
-# %% ../nbs/10_tiny_model.ipynb #c047
+# %% ../nbs/10_tiny_model.ipynb #c044
 def orthogonal(
     rows:int, # of the matrix
     columns:int, # of the matrix
@@ -444,7 +456,7 @@ def orthogonal(
     matrix = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0]
     return matrix if rows >= columns else matrix.T
 
-# %% ../nbs/10_tiny_model.ipynb #c048
+# %% ../nbs/10_tiny_model.ipynb #c045
 def previous_token_heads(
     attention, # of layer 0
     heads:int, # how many heads
@@ -462,7 +474,7 @@ def previous_token_heads(
         attention.k_proj.bias[start:start + frequencies] = strength * torch.cos(angle)
         attention.k_proj.bias[half:half + frequencies] = strength * torch.sin(angle)
 
-# %% ../nbs/10_tiny_model.ipynb #c049
+# %% ../nbs/10_tiny_model.ipynb #c046
 def matching_heads(
     attention, # of layer 1
     heads:int, # how many heads
@@ -479,7 +491,7 @@ def matching_heads(
         attention.q_proj.weight[head * size + slow] = mix @ own
         attention.k_proj.weight[head * size + slow] = mix @ before
 
-# %% ../nbs/10_tiny_model.ipynb #c050
+# %% ../nbs/10_tiny_model.ipynb #c047
 def init_induction(
     model, # a Qwen2
     heads:int, # how many heads of layers 0 and 1 take part
@@ -500,7 +512,7 @@ def init_induction(
         second.v_proj.weight[rows] = copied
         second.o_proj.weight[:, rows] = copied.T * 4 / scale
 
-# %% ../nbs/10_tiny_model.ipynb #c051
+# %% ../nbs/10_tiny_model.ipynb #c048
 def new_model(
     tokenizer, # decides the size of the vocabulary
     seed:int=0, # of the weights
@@ -517,7 +529,7 @@ def new_model(
     if induction: init_induction(model, heads=2)
     return model
 
-# %% ../nbs/10_tiny_model.ipynb #c052
+# %% ../nbs/10_tiny_model.ipynb #c049
 def copy_batch(
     size:int, # of the vocabulary
     rng:random.Random, # source of chance
@@ -534,7 +546,7 @@ def copy_batch(
     labels[:, :before + length + between + 1] = -100
     return {"input_ids": ids, "labels": labels}
 
-# %% ../nbs/10_tiny_model.ipynb #c056
+# %% ../nbs/10_tiny_model.ipynb #c053
 def pad_rows(
     rows:list, # encoded examples
     padding:int, # id of the padding token
@@ -545,60 +557,79 @@ def pad_rows(
     ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, padding)
     return {"input_ids": ids, "labels": pad_sequence([torch.tensor(row["labels"]) for row in rows], True, -100)}
 
-# %% ../nbs/10_tiny_model.ipynb #c057
+# %% ../nbs/10_tiny_model.ipynb #c054
 def tool_batches(
     tokenizer, # the tiny tokenizer
     rng:random.Random, # source of chance
-    tokens:int=6144, # in a batch, padding included
+    rows:int=8, # conversations in a batch, all over the same tools and of about the same length
     longest:int=1400, # longer conversations are dropped
 ):
-    "Endless batches of fresh conversations of about the same length."
+    "Endless batches of fresh conversations."
     general = general_tools()
     while True:
-        rows = [encode_example(make_conversation(rng, general), tokenizer) for _ in range(256)]
-        rows = sorted((row for row in rows if len(row["input_ids"]) <= longest), key=lambda row: len(row["input_ids"]))
         batches = []
-        while rows:
-            count = max(1, tokens // len(rows[-1]["input_ids"]))
-            batches.append(pad_rows(rows[-count:], tokenizer.pad_token_id))
-            rows = rows[:-count]
+        for _ in range(12):
+            encoded = [encode_example(example, tokenizer) for example in make_conversations(rng, general, 3 * rows)]
+            short = sorted((row for row in encoded if len(row["input_ids"]) <= longest), key=lambda row: len(row["input_ids"]))
+            batches += [pad_rows(short[start:start + rows], tokenizer.pad_token_id) for start in range(0, len(short), rows)]
         rng.shuffle(batches)
         yield from batches
 
-# %% ../nbs/10_tiny_model.ipynb #c058
 def all_batches(
     tokenizer, # the tiny tokenizer
     rng:random.Random, # source of chance
     copy_steps:int, # pure copying first
+    together:int=4, # batches in a step
 ):
-    "Copying first, then conversations with a copying batch now and then."
+    "What each step learns from: copying first, then conversations with copying now and then."
     conversations = tool_batches(tokenizer, rng)
-    for _ in range(copy_steps): yield copy_batch(len(tokenizer), rng)
-    while True: yield copy_batch(len(tokenizer), rng) if rng.random() < .04 else next(conversations)
+    for _ in range(copy_steps): yield [copy_batch(len(tokenizer), rng)]
+    while True: yield [copy_batch(len(tokenizer), rng)] if rng.random() < .04 else list(islice(conversations, together))
 
-# %% ../nbs/10_tiny_model.ipynb #c059
-def train_step(
+# %% ../nbs/10_tiny_model.ipynb #c056
+def summed_loss(
     model, # in training
     batch:dict, # tensors
-    optimizer, # of its parameters
-) -> float:  # the loss
-    "One step, in bfloat16 where it does no harm; logits are computed for trained tokens only."
+) -> tuple:  # (sum of the losses, number of trained tokens)
+    "Cross entropy in bfloat16 where it does no harm; logits are computed for trained tokens only."
     import torch
     from torch.nn.functional import cross_entropy
-    mask = torch.ones_like(batch["input_ids"])
-    mask[:, -1] = 0  # it predicts nothing; and an explicit mask avoids PyTorch's causal CPU kernel, slower six times in bfloat16
+    prefix = shared_prefix(batch["input_ids"], batch["labels"])
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.model(batch["input_ids"], attention_mask=mask).last_hidden_state[:, :-1]
-        targets = batch["labels"][:, 1:]
+        hidden = hidden_states(model.model, batch["input_ids"], prefix)[:, :-1]
+        targets = batch["labels"][:, prefix + 1:]
         logits = model.lm_head(hidden[targets != -100])
-    loss = cross_entropy(logits.float(), targets[targets != -100])
-    optimizer.zero_grad()
+    targets = targets[targets != -100]
+    return cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+
+# %% ../nbs/10_tiny_model.ipynb #c057
+def train_step(
+    model, # in training
+    batches:list, # of one step
+    optimizers:list, # of its parameters
+) -> float:  # the loss
+    "One step on the mean loss of all trained tokens."
+    import torch
+    losses, counts = zip(*(summed_loss(model, batch) for batch in batches))
+    loss = sum(losses) / sum(counts)
+    model.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    for optimizer in optimizers: optimizer.step()
     return loss.item()
 
-# %% ../nbs/10_tiny_model.ipynb #c060
+# %% ../nbs/10_tiny_model.ipynb #c059
+def make_optimizers(
+    model, # to be trained
+    learning_rate:float, # at the peak
+) -> list:  # of optimizers
+    "Muon for the matrices between the embeddings, AdamW for all else."
+    from torch.optim import AdamW, Muon
+    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    return [Muon(matrices, lr=learning_rate, weight_decay=.01, adjust_lr_fn="match_rms_adamw"),
+            AdamW(others, lr=learning_rate, betas=(.9, .98), weight_decay=.01)]
+
 def learning_rate_factor(
     step:int, # now
     steps:int, # in all
@@ -608,7 +639,7 @@ def learning_rate_factor(
     if step < warmup: return (step + 1) / warmup
     return .5 + .5 * math.cos(math.pi * max(0, 2 * step / steps - 1))
 
-# %% ../nbs/10_tiny_model.ipynb #c061
+# %% ../nbs/10_tiny_model.ipynb #c060
 def save_tiny(
     model, # trained
     tokenizer, # its tokenizer
@@ -626,24 +657,23 @@ def save_tiny(
         write_jsonl(Path(folder) / "curve.jsonl", curve)
         for file in Path(folder).iterdir(): file.chmod(0o644)  # the weights come out private, and a package is for everybody
 
-# %% ../nbs/10_tiny_model.ipynb #c062
+# %% ../nbs/10_tiny_model.ipynb #c061
 def train_tiny(
     output:str | Path, # folder of the finished model
-    steps:int=2000, # gradient steps
+    steps:int=2200, # gradient steps
     copy_steps:int=100, # of them, pure copying at the start
-    learning_rate:float=1.5e-3, # at the peak
+    learning_rate:float=2e-3, # at the peak
     seed:int=0, # of everything
     save_every:int=250, # steps
 ) -> list:  # the curve: a dict for every 20 steps
     "Train tiny-qwen2 from nothing; what is done so far is saved as it goes."
-    import torch
     tokenizer = train_tokenizer(seed)
     model = new_model(tokenizer, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(.9, .98), weight_decay=.01)
-    curve = []
-    for step, batch in enumerate(islice(all_batches(tokenizer, random.Random(seed), copy_steps), steps)):
-        for group in optimizer.param_groups: group["lr"] = learning_rate * learning_rate_factor(step, steps)
-        loss = train_step(model, batch, optimizer)
+    optimizers, curve = make_optimizers(model, learning_rate), []
+    for step, batches in enumerate(islice(all_batches(tokenizer, random.Random(seed), copy_steps), steps)):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups: group["lr"] = learning_rate * learning_rate_factor(step, steps)
+        loss = train_step(model, batches, optimizers)
         if step % 20 == 0 or step == steps - 1:
             curve.append({"step": step, "loss": round(loss, 4)})
             print(f"step {step} of {steps}: loss {loss:.3f}", flush=True)
