@@ -71,7 +71,7 @@ def test_the_shared_prefix_ends_before_the_state_that_predicts_the_first_label()
     batch = collate([ROWS[0], ROWS[0]])
     first_label = int((batch["labels"][0] != -100).nonzero()[0])
     assert shared_prefix(batch["input_ids"], batch["labels"]) == first_label - 1
-    assert prefix_groups(collate([ROWS[0], example("x", "find"), ROWS[1]])["input_ids"], END) == [[0, 2], [1]]
+    assert prefix_groups(collate([ROWS[0], example("x", "find"), ROWS[1]])["input_ids"].tolist(), END) == [[0, 2], [1]]
 
 
 # ---- training

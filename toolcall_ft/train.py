@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LINEAR_LAYERS', 'PROBE', 'start_backend', 'compute_type', 'load_unsloth', 'load_peft', 'prefix_groups',
-           'shared_prefix', 'hidden_states', 'trained_loss', 'trainer_class', 'curve_points', 'draw_curves', 'progress',
-           'last_checkpoint', 'trainer_settings', 'make_trainer', 'encode_splits', 'training_report', 'train_lora',
-           'save_adapter', 'probe_logits', 'load_adapted', 'merge_adapter']
+           'shared_prefix', 'hidden_states', 'trained_loss', 'PrefixSampler', 'trainer_class', 'curve_points',
+           'draw_curves', 'progress', 'last_checkpoint', 'trainer_settings', 'make_trainer', 'encode_splits',
+           'training_report', 'train_lora', 'save_adapter', 'probe_logits', 'load_adapted', 'merge_adapter']
 
 # %% ../nbs/03_unsloth_lora.ipynb #c002
 import hashlib
 import os
+import random
 import shutil
 import time
 from importlib.util import find_spec
@@ -37,7 +38,7 @@ def start_backend(
         return "peft"
     return "unsloth"
 
-# %% ../nbs/03_unsloth_lora.ipynb #c008
+# %% ../nbs/03_unsloth_lora.ipynb #c007
 def compute_type()->str: # "bfloat16", "float16" or "float32"
     "The number format in which this machine trains fastest without losing range"
     import torch
@@ -45,10 +46,10 @@ def compute_type()->str: # "bfloat16", "float16" or "float32"
     native = [getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return "bfloat16" if any(native) else "float32"
 
-# %% ../nbs/03_unsloth_lora.ipynb #c011
+# %% ../nbs/03_unsloth_lora.ipynb #c010
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# %% ../nbs/03_unsloth_lora.ipynb #c012
+# %% ../nbs/03_unsloth_lora.ipynb #c011
 def load_unsloth(
     model:str, # as in `model_path`
     rank:int=16, # of the adapter
@@ -66,7 +67,7 @@ def load_unsloth(
     return FastLanguageModel.get_peft_model(base, r=rank, lora_alpha=alpha, target_modules=LINEAR_LAYERS,
                                             use_gradient_checkpointing=recompute, random_state=seed)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c013
+# %% ../nbs/03_unsloth_lora.ipynb #c012
 def load_peft(
     model:str, # as in `model_path`
     rank:int=16, # of the adapter
@@ -87,17 +88,17 @@ def load_peft(
                                                 device_map={"": 0} if torch.cuda.is_available() else None)
     return get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=LINEAR_LAYERS, task_type="CAUSAL_LM"))
 
-# %% ../nbs/03_unsloth_lora.ipynb #c020
+# %% ../nbs/03_unsloth_lora.ipynb #c019
 def prefix_groups(
-    ids, # a batch of token ids
+    rows:list, # lists of token ids
     end:int, # the token that closes a turn
     )->list: # lists of row numbers
-    "The rows of a batch that share their first turn, which holds the system prompt and the tools"
+    "The rows that share their first turn, which holds the system prompt and the tools"
     groups = {}
-    for number, row in enumerate(ids.tolist()): groups.setdefault(tuple(row[:row.index(end)]), []).append(number)
+    for number, row in enumerate(rows): groups.setdefault(tuple(row[:row.index(end)]), []).append(number)
     return list(groups.values())
 
-# %% ../nbs/03_unsloth_lora.ipynb #c023
+# %% ../nbs/03_unsloth_lora.ipynb #c022
 def shared_prefix(
     ids, # rows of token ids
     labels, # their labels
@@ -107,7 +108,7 @@ def shared_prefix(
     same = (ids == ids[:1]).all(0) & (labels == -100).all(0)
     return max(0, int(same.cumprod(0).sum()) - 1)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c025
+# %% ../nbs/03_unsloth_lora.ipynb #c024
 def hidden_states(
     blocks, # the model without its head
     ids, # rows that share a prefix
@@ -119,7 +120,7 @@ def hidden_states(
     cache.batch_repeat_interleave(len(ids))
     return blocks(input_ids=ids[:, prefix:], past_key_values=cache, use_cache=True).last_hidden_state
 
-# %% ../nbs/03_unsloth_lora.ipynb #c026
+# %% ../nbs/03_unsloth_lora.ipynb #c025
 def trained_loss(
     model, # a PEFT model
     inputs:dict, # input_ids, attention_mask, labels
@@ -129,7 +130,7 @@ def trained_loss(
     "Cross entropy at the labelled places only, with the prefix that rows share computed once"
     from torch.nn.functional import cross_entropy
     base, loss = model.get_base_model(), 0
-    for rows in prefix_groups(inputs["input_ids"], end):
+    for rows in prefix_groups(inputs["input_ids"].tolist(), end):
         width = int(inputs["attention_mask"][rows].sum(1).max())
         ids, labels = inputs["input_ids"][rows, :width], inputs["labels"][rows, :width]
         prefix = shared_prefix(ids, labels)
@@ -138,7 +139,25 @@ def trained_loss(
         loss = loss + cross_entropy(scores, labels[labels != -100], reduction="sum")
     return loss / ((inputs["labels"][:, 1:] != -100).sum().clamp(min=1) if tokens is None else tokens)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c030
+# %% ../nbs/03_unsloth_lora.ipynb #c029
+class PrefixSampler:
+    "The order of rows for a trainer: another one in each epoch, in which the rows of a batch share their first turn wherever there are enough of them"
+    def __init__(self, rows, end, size, seed):
+        self.groups, self.size, self.seed, self.epoch = prefix_groups(rows, end), size, seed, 0
+
+    def __len__(self): return sum(map(len, self.groups))
+    def set_epoch(self, epoch): self.epoch = epoch
+
+    def __iter__(self):
+        chance, batches, left = random.Random(f"{self.seed} {self.epoch}"), [], []
+        for group in [*self.groups, left]: # what is left of the groups is one more group, and the last rows of all are the last batch
+            chance.shuffle(order := list(group))
+            whole = len(order) // self.size * self.size
+            batches += [order[start:start + self.size] for start in range(0, whole, self.size)]
+            left += order[whole:] if group is not left else []
+        chance.shuffle(batches)
+        return iter([number for batch in [*batches, order[whole:]] for number in batch])
+
 def trainer_class():
     "TRL's `SFTTrainer`, or Unsloth's edition of it; without a GPU with `trained_loss` in the place of its GPU kernel"
     import torch
@@ -148,9 +167,13 @@ def trainer_class():
     class PrefixTrainer(SFTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             return trained_loss(self.model, inputs, self.processing_class.convert_tokens_to_ids("<|im_end|>"), num_items_in_batch)
+
+        def _get_train_sampler(self, train_dataset=None):
+            end = self.processing_class.convert_tokens_to_ids("<|im_end|>")
+            return PrefixSampler(self.train_dataset["input_ids"][:], end, self.args.train_batch_size, self.args.seed)
     return PrefixTrainer
 
-# %% ../nbs/03_unsloth_lora.ipynb #c034
+# %% ../nbs/03_unsloth_lora.ipynb #c032
 def curve_points(
     history:list, # the trainer's log
     )->list: # {"step", "epoch", and "loss" with "learning_rate", or "validation_loss"}
@@ -160,7 +183,7 @@ def curve_points(
               for entry in history if "epoch" in entry]
     return [point for point in points if len(point) > 2]
 
-# %% ../nbs/03_unsloth_lora.ipynb #c036
+# %% ../nbs/03_unsloth_lora.ipynb #c034
 def draw_curves(
     points:list, # from `curve_points`
     path, # the picture's file
@@ -178,7 +201,7 @@ def draw_curves(
     figure.savefig(path, dpi=110)
     return str(path)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c038
+# %% ../nbs/03_unsloth_lora.ipynb #c036
 def progress(
     curves, # the file to write
     tokens:int, # in one epoch
@@ -199,7 +222,7 @@ def progress(
             print(f"step {state.global_step:5}/{state.max_steps}  {kind:15} {value:7.4f}  {speed:7,.0f} tokens/s  {seconds:5.0f} s", flush=True)
     return Progress()
 
-# %% ../nbs/03_unsloth_lora.ipynb #c040
+# %% ../nbs/03_unsloth_lora.ipynb #c038
 def last_checkpoint(
     folder, # that holds checkpoint-10, checkpoint-20, ...
     fingerprint:str, # of the rows and settings
@@ -214,7 +237,7 @@ def last_checkpoint(
     complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
-# %% ../nbs/03_unsloth_lora.ipynb #c043
+# %% ../nbs/03_unsloth_lora.ipynb #c041
 def trainer_settings(
     folder, # for checkpoints
     epochs:float, batch_size:int, gradient_accumulation:int, learning_rate:float, warmup_ratio:float, # as in config.yaml
@@ -228,15 +251,15 @@ def trainer_settings(
     from trl import SFTConfig
     gpu, steps = torch.cuda.is_available(), -(-rows // (batch_size * gradient_accumulation))
     return SFTConfig(
-        output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size,
+        output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=batch_size, per_device_eval_batch_size=4 * batch_size,
         gradient_accumulation_steps=gradient_accumulation, learning_rate=learning_rate, warmup_steps=warmup_ratio, lr_scheduler_type="cosine",
         bf16=compute_type() == "bfloat16", fp16=compute_type() == "float16", use_cpu=not gpu, gradient_checkpointing=gpu,
         dataloader_pin_memory=gpu, optim="adamw_torch_fused", train_sampling_strategy="group_by_length" if gpu else "random", seed=seed,
         max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, logging_steps=max(1, round(steps * epochs / 20)),
-        eval_strategy="steps" if validate else "no", eval_steps=max(1, steps // 2),
+        eval_strategy="epoch" if validate else "no",
         save_steps=save_steps, save_total_limit=1, report_to="none", disable_tqdm=True)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c045
+# %% ../nbs/03_unsloth_lora.ipynb #c043
 def make_trainer(
     model, # a PEFT model
     tokenizer, # of the same
@@ -252,7 +275,7 @@ def make_trainer(
     trainer.add_callback(progress(curves, sum(map(len, train["input_ids"]))))
     return trainer
 
-# %% ../nbs/03_unsloth_lora.ipynb #c047
+# %% ../nbs/03_unsloth_lora.ipynb #c045
 def encode_splits(
     train_rows:list, # examples
     validation_rows:list, # examples, may be empty
@@ -268,7 +291,7 @@ def encode_splits(
     if len(train): return train, validation if len(validation) else None, left_out
     raise UserError(f"no row is left to train on: {len(train_rows)} were given, {len(too_long)} are longer than train.max_length {max_length}")
 
-# %% ../nbs/03_unsloth_lora.ipynb #c049
+# %% ../nbs/03_unsloth_lora.ipynb #c047
 def training_report(
     trainer, # after training
     backend:str, # that trained
@@ -284,7 +307,7 @@ def training_report(
             "validation_loss_before": validation[0] if validation else None, "validation_loss": validation[-1] if validation else None,
             "tokens_per_epoch": tokens, "left_out": left_out, "trained_weights": trained, "all_weights": every, "compute_type": compute_type()}
 
-# %% ../nbs/03_unsloth_lora.ipynb #c050
+# %% ../nbs/03_unsloth_lora.ipynb #c048
 def train_lora(
     train_rows:list, # examples
     validation_rows:list, # examples, may be empty
@@ -312,7 +335,7 @@ def train_lora(
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return training_report(trainer, backend, sum(map(len, train["input_ids"])), left_out)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c051
+# %% ../nbs/03_unsloth_lora.ipynb #c049
 def save_adapter(
     model, # a trained PEFT model
     tokenizer, # to lay beside it
@@ -324,7 +347,7 @@ def save_adapter(
         tokenizer.save_pretrained(temporary)
     return str(folder)
 
-# %% ../nbs/03_unsloth_lora.ipynb #c058
+# %% ../nbs/03_unsloth_lora.ipynb #c059
 def probe_logits(
     model, # any causal language model
     rows:list, # of {"input_ids", ...}
@@ -334,13 +357,14 @@ def probe_logits(
     model.eval()
     with torch.no_grad(): return [model(torch.tensor([row["input_ids"]], device=model.device)).logits.float() for row in rows]
 
-# %% ../nbs/03_unsloth_lora.ipynb #c059
+# %% ../nbs/03_unsloth_lora.ipynb #c060
 PROBE = [{"tools": [{"type": "function", "function": {"name": "find_book", "description": "Find a book by its title",
               "parameters": {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}}}],
-          "messages": [{"role": "user", "content": "帮我找《红楼梦》 in the library"}, {"role": "assistant", "content": "", "tool_calls": [
+          "messages": [{"role": "user", "content": "帮我找《红楼梦》 in the library"}, # Find me "Dream of the Red Chamber" ...
+                       {"role": "assistant", "content": "", "tool_calls": [
               {"type": "function", "function": {"name": "find_book", "arguments": {"title": "红楼梦"}}}]}]}]
 
-# %% ../nbs/03_unsloth_lora.ipynb #c060
+# %% ../nbs/03_unsloth_lora.ipynb #c061
 def load_adapted(
     model:str, # base model, as in `model_path`
     adapter, # folder of an adapter
@@ -357,7 +381,7 @@ def load_adapted(
         raise UserError(f"{adapter}: this adapter does not fit the model {model}; merge it into the model that it was trained on "
                         f"({str(error).splitlines()[0]})") from error
 
-# %% ../nbs/03_unsloth_lora.ipynb #c061
+# %% ../nbs/03_unsloth_lora.ipynb #c062
 def merge_adapter(
     model:str, # base model, as in `model_path`
     adapter, # folder of an adapter
