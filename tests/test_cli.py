@@ -58,14 +58,25 @@ def test_sample_logs_all_become_examples(project, capsys):
     (["export"], "toolcall-ft merge"),
     (["eval", "Q8_0"], "toolcall-ft"),
     (["eval", "Q3_X"], "Q3_X"),
+    (["generate", "hi", "--with", "Q3_X"], "There are base"),
+    (["generate", " "], "question is empty"),
+    (["serve", "--format", "Q3_X"], "Q3_X"),
+    (["init", "tools.json"], "cannot be written"),
+    (["train", "--config", "taken.yaml"], "no folder can be made"),
     (["serve"], "toolcall-ft export"),
     (["inspect"], "toolcall-ft data"),
     (["chat", "--with", "free"], "toolcall-ft merge"),
 ])
 def test_what_is_not_there_yet_gets_a_sentence(project, capsys, words, expected):
+    write_text("taken.yaml", "run: tools.json/run")
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("toolcall-ft: ") and expected in error and "Traceback" not in error
+
+
+def test_a_count_is_one_or_more(project, capsys):
+    with pytest.raises(SystemExit, match="2"): main(["inspect", "--n", "0"])
+    assert "1 or more" in capsys.readouterr().err
 
 
 def test_no_config_names_the_command_that_makes_one(tmp_path, monkeypatch, capsys):

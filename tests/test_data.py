@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolcall_ft.data import (build_example, from_dataset, group_examples, measure_leakage, open_values, phrasing, prepare_data, read_config, read_examples, read_jsonl, replace_folder,
+from toolcall_ft.data import (build_example, contradictions, from_dataset, group_examples, measure_leakage, open_values, phrasing, prepare_data, read_config, read_examples, read_jsonl, replace_folder,
                               split_examples, to_dataset, write_jsonl, write_text)
 from toolcall_ft.tools import UserError, clean_tools, dump_json, read_tools
 
@@ -37,7 +37,7 @@ def config_of(tmp_path, records, **data):
 
 BAD = [("{no json", "record"), ("[]", "record"), ("null", "record"), ('"text"', "record"), ("{}", "user"), ('{"user": 3, "answer": "x"}', "user"), ('{"user": "u"}', "tool_name"),
        ('{"user": "u", "tool_name": "", "arguments": {}}', "tool_name"), ('{"user": "u", "tool_name": "nope", "arguments": {}}', "tool_name"), ('{"user": "u", "tool_name": "get_weather"}', "arguments"),
-       ('{"user": "u", "tool_name": "get_weather", "arguments": {"town": "x"}}', "arguments"), ('{"user": "u", "tool_name": "get_weather", "arguments": "{"}', "arguments"),
+       ('{"user": "u", "tool_name": "get_weather", "arguments": {"town": "x"}}', "arguments.city"), ('{"user": "u", "tool_name": "get_weather", "arguments": "{"}', "arguments"),
        ('{"user": "u", "tool_name": "get_weather", "arguments": [1]}', "arguments"), ('{"user": "u", "calls": 3}', "calls"), ('{"user": "u", "calls": [3]}', "calls[0]"),
        ('{"user": "u", "calls": []}', "messages"), ('{"user": "u", "calls": [{"tool_name": "get_weather"}]}', "calls[0].arguments"), ('{"user": "u", "answer": "x", "tools": ["nope"]}', "tools"),
        ('{"user": "u", "answer": "x", "tools": 3}', "tools"), ('{"user": "u", "answer": "x", "tools": [3]}', "tools"), ('{"user": "u", "answer": "x", "history": 3}', "history"),
@@ -97,12 +97,41 @@ def test_a_repeated_key_costs_one_record(tmp_path):
     assert len(examples) == 2 and errors[0]["line"] == 2 and "twice" in errors[0]["reason"]
 
 
-@pytest.mark.parametrize("data, words", [(b"", "empty"), (b" \n", "empty"), ("查".encode("gbk") * 9, "not UTF-8"), (None, "no such file")])
+@pytest.mark.parametrize("data, words", [(b"", "empty"), (b" \n", "empty"), ('{"user": "查"}'.encode("utf-16"), "UTF-16"), (None, "no such file")])
 def test_files_that_cannot_be_read(tmp_path, data, words):
     if data is not None:
         (tmp_path / "x.jsonl").write_bytes(data)
     with pytest.raises(UserError, match=words):
         read_examples(tmp_path / "x.jsonl", TOOLS)
+
+
+def test_a_line_in_another_encoding_costs_one_record(tmp_path):
+    lines = [json.dumps(GOOD, ensure_ascii=False).encode(encoding) for encoding in ("utf-8", "gb18030", "utf-8")]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    examples, errors = read_examples(tmp_path / "x.jsonl", TOOLS)
+    assert len(examples) == 2 and [error["line"] for error in errors] == [2] and "not UTF-8" in errors[0]["reason"]
+
+
+def test_a_json_list_under_the_wrong_name_keeps_what_stands_before_the_break(tmp_path):
+    examples, errors = read(tmp_path, json.dumps([GOOD, GOOD, GOOD], indent=1)[:-40], "a.jsonl")
+    assert len(examples) == 2 and len(errors) == 1
+
+
+@pytest.mark.parametrize("arguments, field", [({}, "arguments.city"), ({"city": "天津", "day": 1}, "arguments.day"), ({"city": 3}, "arguments.city"), ([], "arguments")])
+def test_the_field_of_a_wrong_argument_is_named(tmp_path, arguments, field):
+    _, errors = read(tmp_path, json.dumps({**GOOD, "arguments": arguments}))
+    assert [error["field"] for error in errors] == [field]
+
+
+def test_phrasings_that_differ_in_a_number_are_one():
+    tools, _ = clean_tools([{"name": "brew", "parameters": {"minutes": {"type": "integer"}, "what": {"type": "string"}}}])
+    asked = [build_example([f"boil {what} for {minutes} minutes", "brew", {"what": what, "minutes": minutes}], tools) for what, minutes in (("eggs", 4), ("tea leaves", 30))]
+    assert phrasing(asked[0]) == phrasing(asked[1]) and len(group_examples(asked)) == 1
+
+
+def test_a_request_with_two_answers_is_a_warning():
+    examples = [{"messages": [{"role": "user", "content": "hot?"}, {"role": "assistant", "content": said}], "tools": []} for said in ("yes", "no", "yes")]
+    assert contradictions(examples) == ["hot?"] and contradictions(examples[::2]) == []
 
 
 def test_openai_messages_of_both_ages(tmp_path):
@@ -125,7 +154,8 @@ def test_openai_messages_of_both_ages(tmp_path):
     ("evaluate: {limit: all}", "evaluate.limit: a whole number"), ("train:\n\n  learning_rate: fast", "line 3.*a number"), ("train: {learning_rate: .inf}", "not possible"), ("seed: -1", "0 or more"),
     ("generate: {batch_size: 0}", "1 or more"), ("evaluate: {limit: 0}", "1 or more"), ("export: {formats: []}", "list is empty"),
     ("data: {logs: [1]}", "list of texts"), ("data: 3", "section"), ("run: null", "a text"), ("- a", "mapping"), ("a: [", "not YAML"), ("a: 1\na: 2", "line 2.*twice"), ("{seed: 1, seed: 2}", "twice"), ("a: \x01", "not YAML"), ("model: ''", "must not be empty"),
-    ("!!python/object:os.system x", "not YAML"), ("3: 4", "unknown key '3'"), ("{a: 1}: 2", "YAML|unknown key")])
+    ("train: {backend: unslot}", "line 1: train.backend: 'unslot' is not one of auto, unsloth, peft"), ("a: 1", "unknown key"), ("export: {formats: [Q4]}", "'Q4' is not one of F16"),
+    ("seed: 1\nmodel: ./nowhere", "line 2: model: there is no"), ("data: {functions: gone.py}", "data.functions: there is no"), ("!!python/object:os.system x", "not YAML"), ("3: 4", "unknown key '3'"), ("{a: 1}: 2", "YAML|unknown key")])
 def test_mistakes_in_a_configuration(tmp_path, text, words):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
@@ -134,6 +164,7 @@ def test_mistakes_in_a_configuration(tmp_path, text, words):
 
 def test_a_configuration_is_seen_from_its_folder(tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
+    (tmp_path / "f.py").touch()
     (tmp_path / "config.yaml").write_text("model: weights\ndata: {logs: a.jsonl, functions: f.py}\ntrain: {learning_rate: 1e-4, max_length: 64}\nevaluate: {limit: 5}\n")
     monkeypatch.chdir("/")
     config = read_config(tmp_path / "config.yaml")

@@ -130,7 +130,7 @@ def test_json_that_python_would_take():
     assert parse_json("[" * 99 + "]" * 99)
 
 
-@pytest.mark.parametrize("data, words", [(b"", "empty"), (b"\xff\xfe[\x00", "not UTF-8"), (b'{"a": 1,\n}', "line 2"), (b'{"a": 1, "a": 2}', "twice")])
+@pytest.mark.parametrize("data, words", [(b"", "empty"), (b"\xff\xfe[\x00", "UTF-16"), (b"\xb1\xb1", "not UTF-8"), (b'{"a": 1,\n}', "line 2"), (b'{"a": 1, "a": 2}', "twice")])
 def test_files_that_cannot_be_read(tmp_path, data, words):
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(UserError, match=words):

@@ -6,10 +6,11 @@
 __all__ = ['EXTRA_OF', 'NO_NETWORK', 'ANSWERERS', 'COMMANDS', 'CONFIG', 'ANSWERER', 'CONSTRAINED', 'error_chain', 'explain_error',
            'Stage', 'file_digest', 'read_record', 'stage_digest', 'is_done', 'do_stage', 'run_stages', 'hold_run',
            'need', 'make_data', 'make_inspection', 'make_adapter', 'make_merged', 'make_gguf', 'open_answerer',
-           'measure', 'chain', 'installed', 'make_summary', 'result_table', 'option', 'command', 'read_settings',
-           'init_command', 'run_now', 'stage_command', 'inspect_command', 'eval_command', 'read_own',
-           'describe_message', 'take_turn', 'generate_command', 'chat_command', 'serve_command', 'run_command',
-           'find_programs', 'doctor_command', 'llama_cpp_command', 'tiny_command', 'make_parser', 'main']
+           'measure', 'chain', 'installed', 'make_summary', 'result_table', 'positive', 'option', 'command',
+           'read_settings', 'init_command', 'model_names', 'check_name', 'run_now', 'stage_command', 'inspect_command',
+           'eval_command', 'read_own', 'describe_message', 'take_turn', 'generate_command', 'chat_command',
+           'serve_command', 'run_command', 'find_programs', 'doctor_command', 'llama_cpp_command', 'tiny_command',
+           'make_parser', 'main']
 
 # %% ../nbs/09_cli.ipynb #c002
 import argparse
@@ -45,7 +46,6 @@ def error_chain(error:BaseException, # what was caught
         error = error.__cause__ or error.__context__
     return chain
 
-# %% ../nbs/09_cli.ipynb #c007
 def explain_error(error:BaseException, # what reached the top of the program
                  )->str|None: # one sentence for the user, or None: a bug, show the traceback
     "Turn trouble that is not a bug into a sentence that says what to do."
@@ -62,7 +62,7 @@ def explain_error(error:BaseException, # what reached the top of the program
     if isinstance(error, OSError): return str(error).split("\n")[0]
     return None
 
-# %% ../nbs/09_cli.ipynb #c010
+# %% ../nbs/09_cli.ipynb #c009
 class Stage(NamedTuple):
     "One step of the chain: what it does, what it depends on, and what it leaves in the run folder."
     name: str # what the user calls it
@@ -72,7 +72,7 @@ class Stage(NamedTuple):
     settings: tuple = () # sections of the config file it reads
     files: Callable = lambda config: () # files or folders from outside the run that it reads
 
-# %% ../nbs/09_cli.ipynb #c011
+# %% ../nbs/09_cli.ipynb #c010
 def file_digest(path:str|Path, # a file, or a folder of files
                )->str: # the same as long as the content is the same
     "Fingerprint of what a path holds; files above 64 MB count by size and time, so that this takes no minutes. '' if it is not there."
@@ -85,7 +85,7 @@ def file_digest(path:str|Path, # a file, or a folder of files
         digest.update(file.read_bytes() if state.st_size < 2**26 else f"{state.st_size} {state.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/09_cli.ipynb #c012
+# %% ../nbs/09_cli.ipynb #c011
 def read_record(config:dict, # the configuration
                )->dict: # stage name -> {"digest", "seconds", "finished", "facts"}
     "What has been done in the run folder so far; empty if nothing has, or if the file cannot be read."
@@ -93,7 +93,7 @@ def read_record(config:dict, # the configuration
     try: return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError: return {}
 
-# %% ../nbs/09_cli.ipynb #c013
+# %% ../nbs/09_cli.ipynb #c012
 def stage_digest(stage:Stage, # the stage
                  config:dict, # the configuration
                  record:dict, # what `read_record` gave
@@ -105,7 +105,7 @@ def stage_digest(stage:Stage, # the stage
             [[entry.get("digest"), entry.get("finished")] for entry in upstream]]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/09_cli.ipynb #c014
+# %% ../nbs/09_cli.ipynb #c013
 def is_done(stage:Stage, # the stage
             config:dict, # the configuration
            )->bool: # True if it may be skipped
@@ -114,7 +114,7 @@ def is_done(stage:Stage, # the stage
     there = all((Path(config["run"])/path).exists() for path in stage.makes)
     return there and record.get(stage.name, {}).get("digest") == stage_digest(stage, config, record)
 
-# %% ../nbs/09_cli.ipynb #c015
+# %% ../nbs/09_cli.ipynb #c014
 def do_stage(stage:Stage, # the stage
              config:dict, # the configuration
              title:str="", # printed before it, e.g. "[3/12] "
@@ -130,7 +130,7 @@ def do_stage(stage:Stage, # the stage
     told = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, (int, float, str)))
     print(f"{title}{stage.name}: {entry['seconds']} s" + (f" | {told}" if told else ""), flush=True)
 
-# %% ../nbs/09_cli.ipynb #c016
+# %% ../nbs/09_cli.ipynb #c015
 def run_stages(stages:list, # in order
                config:dict, # the configuration
               )->list: # names of those that really ran
@@ -142,40 +142,42 @@ def run_stages(stages:list, # in order
         else: ran.append(stage.name); do_stage(stage, config, title)
     return ran
 
-# %% ../nbs/09_cli.ipynb #c017
+# %% ../nbs/09_cli.ipynb #c016
 @contextmanager
 def hold_run(config:dict, # the configuration
             ):
     "Keep the run folder for this process while the block runs; UserError if another process has it."
     import fcntl
     run = Path(config["run"])
-    run.mkdir(parents=True, exist_ok=True)
+    try: run.mkdir(parents=True, exist_ok=True)
+    except OSError as error: raise UserError(f"run: {run}: no folder can be made here ({error.strerror}). Choose another run: in the config file.") from None
     with open(run/".lock", "w") as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise UserError(f"{os.path.relpath(run)}: another toolcall-ft works in this folder. Wait for it, or choose another run:.") from None
         yield
 
-# %% ../nbs/09_cli.ipynb #c022
+# %% ../nbs/09_cli.ipynb #c021
 def need(config:dict, # the configuration
          path:str, # what must be in the run folder
          command:str, # the command that makes it
         )->str: # its full path
     "The path inside the run folder; UserError with the command to run first if it is not there."
     full = Path(config["run"])/path
-    if not full.exists(): raise UserError(f"{os.path.relpath(full)} is not there yet: run `toolcall-ft {command}` first.")
+    if not full.exists(): raise UserError(f"{os.path.relpath(full)} is not there yet. `toolcall-ft {command}` makes it, `toolcall-ft run` makes everything.")
     return str(full)
 
-# %% ../nbs/09_cli.ipynb #c023
+# %% ../nbs/09_cli.ipynb #c022
 def make_data(config:dict, # the configuration
              )->dict: # how many examples there are in each part
     "Logs to validated examples in three parts (notebook 01)."
     from toolcall_ft.data import prepare_data
     counts = prepare_data(config)
     for warning in counts["warnings"]: print(f"  note: {warning}")
-    if counts["rejected"]: print(f"  {counts['rejected']} records were left out; why: {os.path.relpath(config['run'])}/data/rejected.jsonl")
+    if counts["rejected"]: print(f"  {counts['rejected']} records were left out; each is in {os.path.relpath(config['run'])}/data/rejected.jsonl")
+    for reason, count in counts["reasons"].items(): print(f"  {count:6} {reason}")
     return counts
 
-# %% ../nbs/09_cli.ipynb #c024
+# %% ../nbs/09_cli.ipynb #c023
 def make_inspection(config:dict, # the configuration
                     count:int=6, # how many training examples to show
                     html:str|None=None, # where to write the page; the run folder if not given
@@ -192,7 +194,7 @@ def make_inspection(config:dict, # the configuration
     write_text(page, tokens_html(rows, tokenizer))
     return {"examples": len(rows), "page": os.path.relpath(page)}
 
-# %% ../nbs/09_cli.ipynb #c025
+# %% ../nbs/09_cli.ipynb #c024
 def make_adapter(config:dict, # the configuration
                 )->dict: # backend, steps, losses
     "Train the LoRA adapter (notebook 03)."
@@ -202,7 +204,7 @@ def make_adapter(config:dict, # the configuration
     parts = [read_jsonl(need(config, f"data/{part}.jsonl", "data")) for part in ("train", "validation")]
     return train_lora(*parts, model_path(config["model"]), config["run"], seed=config["seed"], **config["train"])
 
-# %% ../nbs/09_cli.ipynb #c026
+# %% ../nbs/09_cli.ipynb #c025
 def make_merged(config:dict, # the configuration
                )->dict: # the largest difference in logits
     "Adapter and base become one model, and their logits on four test examples are compared (notebook 03)."
@@ -212,7 +214,7 @@ def make_merged(config:dict, # the configuration
     probe = read_jsonl(need(config, "data/test.jsonl", "data"))[:4]
     return merge_adapter(model_path(config["model"]), need(config, "adapter", "train"), Path(config["run"])/"merged", probe)
 
-# %% ../nbs/09_cli.ipynb #c027
+# %% ../nbs/09_cli.ipynb #c026
 def make_gguf(config:dict, # the configuration
              )->dict: # format -> size
     "The merged model as GGUF files (notebook 06), and the Modelfile with which Ollama takes one of them (notebook 07)."
@@ -223,7 +225,7 @@ def make_gguf(config:dict, # the configuration
     write_modelfile(files.get("Q8_0") or next(iter(files.values())), run/"Modelfile", config["serve"]["context"])
     return {name: f"{Path(path).stat().st_size / 2**20:.1f} MB" for name, path in files.items()}
 
-# %% ../nbs/09_cli.ipynb #c029
+# %% ../nbs/09_cli.ipynb #c028
 @contextmanager
 def open_answerer(config:dict, # the configuration
                   name:str, # base, free, constrained, or a GGUF format
@@ -241,7 +243,7 @@ def open_answerer(config:dict, # the configuration
         with LlamaServer(need(config, f"gguf/model-{name}.gguf", "export"), slots=settings["slots"], context=settings["context"]) as server:
             yield openai_answerer(server.url, name, config["generate"]["max_new_tokens"], workers=settings["slots"])
 
-# %% ../nbs/09_cli.ipynb #c030
+# %% ../nbs/09_cli.ipynb #c029
 def measure(config:dict, # the configuration
             name:str, # base, free, constrained, or a GGUF format
            )->dict: # exact, tool and argument rates, and n
@@ -255,7 +257,7 @@ def measure(config:dict, # the configuration
     write_text(page.with_suffix(".html"), report_html(report, name))
     return {key: round(report[key], 4) for key in ("exact", "tool", "args", "n") if report[key] is not None}
 
-# %% ../nbs/09_cli.ipynb #c031
+# %% ../nbs/09_cli.ipynb #c030
 def chain(config:dict, # the configuration
          )->list: # stages, in order
     "Everything between the logs and the measured GGUF files, in the order in which it runs."
@@ -274,7 +276,7 @@ def chain(config:dict, # the configuration
             Stage("export", make_gguf, ("gguf", "Modelfile"), ("merge",), ("export",)),
             *[measured(name, "export") for name in config["export"]["formats"]]]
 
-# %% ../nbs/09_cli.ipynb #c034
+# %% ../nbs/09_cli.ipynb #c033
 def installed(*names, # import names, the preferred one first
              )->str: # the first that is installed, with its version; "" if none is
     "What `auto` picks among several packages, without importing any of them."
@@ -285,7 +287,7 @@ def installed(*names, # import names, the preferred one first
         except metadata.PackageNotFoundError: return name
     return ""
 
-# %% ../nbs/09_cli.ipynb #c035
+# %% ../nbs/09_cli.ipynb #c034
 def make_summary(config:dict, # the configuration
                 )->dict: # base, free, constrained, gguf, seconds, seed, versions
     "Gather the figures of a run, without the failed cases, and write them to summary.json."
@@ -303,7 +305,7 @@ def make_summary(config:dict, # the configuration
     write_text(run/"summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
     return summary
 
-# %% ../nbs/09_cli.ipynb #c036
+# %% ../nbs/09_cli.ipynb #c035
 def result_table(summary:dict, # what `make_summary` gave, or summary.json
                 )->str: # markdown
     "The before/after table: one row for each answerer, with the 95 % interval of exact match."
@@ -317,14 +319,19 @@ def result_table(summary:dict, # what `make_summary` gave, or summary.json
         lines.append(f"| {title} | {exact} | {100 * low:.1f} to {100 * high:.1f} | {tool} | {arguments} | {report['n']} |")
     return "\n".join(lines)
 
-# %% ../nbs/09_cli.ipynb #c039
+# %% ../nbs/09_cli.ipynb #c038
+def positive(text):
+    "A whole number of at least 1, or argparse's own message."
+    if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, not {text!r}")
+    return int(text)
+
 COMMANDS = {}
 def option(*names, **settings): return names, settings
 CONFIG = option("--config", metavar="FILE", help="the configuration (default: config.yaml in this folder)")
 ANSWERER = option("--with", dest="answerer", default="free", metavar="NAME", help="base, free, constrained, or a GGUF format such as Q8_0 (default: free)")
 CONSTRAINED = option("--constrained", dest="answerer", action="store_const", const="constrained", help="the same as --with constrained")
 
-# %% ../nbs/09_cli.ipynb #c040
+# %% ../nbs/09_cli.ipynb #c039
 def command(*options, # what `option` gave
            ):
     "Make a function `something_command(arguments)` the command `something`."
@@ -333,7 +340,7 @@ def command(*options, # what `option` gave
         return function
     return note
 
-# %% ../nbs/09_cli.ipynb #c041
+# %% ../nbs/09_cli.ipynb #c040
 def read_settings(arguments:argparse.Namespace, # what was typed
                  )->dict: # the configuration
     "The configuration that a command works with; UserError if there is none."
@@ -342,21 +349,32 @@ def read_settings(arguments:argparse.Namespace, # what was typed
         raise UserError("there is no config.yaml in this folder. Make one with `toolcall-ft init`, or name another with --config FILE.")
     return read_config(arguments.config or "config.yaml")
 
-# %% ../nbs/09_cli.ipynb #c043
+# %% ../nbs/09_cli.ipynb #c042
 @command(option("folder", nargs="?", default=".", help="where (default: here)"))
 def init_command(arguments):
     "Start a project of your own: config.yaml, tools, functions and a sample log"
     from importlib import resources
     from toolcall_ft.data import write_text
     folder, package = Path(arguments.folder), resources.files("toolcall_ft")
-    config = (package/"config.yaml").read_text(encoding="utf-8").replace("runs/demo", "runs/first").replace("functions: null", "functions: functions.py")
+    config = (package/"config.yaml").read_text(encoding="utf-8").replace("runs/demo ", "runs/first").replace("functions: null        ", "functions: functions.py")
     texts = {"config.yaml": config, **{path.name.removesuffix(".txt"): path.read_text(encoding="utf-8") for path in (package/"sample").iterdir()}}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         there = (folder/name).exists()
         if not there: write_text(folder/name, text)
         print(f"{str(folder/name):24} {'kept as it was' if there else 'written'}")
     print(f"\nPut your own tools and logs in their place, then: toolcall-ft run --config {folder/'config.yaml'}")
+
+# %% ../nbs/09_cli.ipynb #c043
+def model_names(config:dict, # the configuration
+               )->list: # names
+    "The models that can be asked: three that Transformers runs, and the GGUF formats."
+    return [*ANSWERERS, *config["export"]["formats"]]
+
+def check_name(name:str, # as the user typed it
+               known:list, # the names that are possible here
+              )->None: # nothing; UserError if it is not one of them
+    "Is there a model of that name?"
+    if name not in known: raise UserError(f"{name}: there is no model of that name. There are {', '.join(known)}.")
 
 # %% ../nbs/09_cli.ipynb #c044
 def run_now(arguments:argparse.Namespace, # what was typed
@@ -365,8 +383,6 @@ def run_now(arguments:argparse.Namespace, # what was typed
     "Run these stages now."
     config = read_settings(arguments)
     known = {stage.name: stage for stage in chain(config)}
-    for name in names:
-        if name not in known: raise UserError(f"{name}: nothing of that name can be measured. There are {', '.join([*ANSWERERS, *config['export']['formats']])}.")
     with hold_run(config):
         for name in names: do_stage(known[name], config)
     return config
@@ -383,7 +399,7 @@ def stage_command(name:str, # of a stage, and of the command
 stage_command("data", "Logs to validated examples: train, validation, test, and the rejected ones with the reason")
 
 # %% ../nbs/09_cli.ipynb #c046
-@command(CONFIG, option("--n", type=int, default=3, help="how many examples (default: 3)"), option("--html", metavar="FILE", help="where to write the page"))
+@command(CONFIG, option("--n", type=positive, default=3, help="how many examples (default: 3)"), option("--html", metavar="FILE", help="where to write the page"))
 def inspect_command(arguments):
     "Show what the model will see: token ids, text and labels, as text and as a page"
     print(make_inspection(read_settings(arguments), arguments.n, arguments.html, show=True)["page"])
@@ -395,6 +411,7 @@ stage_command("merge", "Adapter and base to one model")
 @command(CONFIG, option("answerer", nargs="*", help="base, free, constrained, or GGUF formats (default: free)"))
 def eval_command(arguments):
     "Measure on the test part: base, free, constrained, or GGUF files in llama-server"
+    for name in arguments.answerer: check_name(name, model_names(read_settings(arguments)))
     config = run_now(arguments, *(arguments.answerer or ["free"]))
     print(result_table(make_summary(config)))
 
@@ -437,6 +454,8 @@ def take_turn(answerer:Callable, # requests -> answers
 def generate_command(arguments):
     "Put one question: the call, the function's result, the answer; then the same without tools"
     config = read_settings(arguments)
+    check_name(arguments.answerer, model_names(config))
+    if not arguments.question.strip(): raise UserError("the question is empty.")
     tools, functions, messages = read_own(config)
     messages = messages + [{"role": "user", "content": arguments.question}]
     with open_answerer(config, arguments.answerer) as answerer:
@@ -449,6 +468,7 @@ def generate_command(arguments):
 def chat_command(arguments):
     "Talk to the finished model; it calls your functions"
     config = read_settings(arguments)
+    check_name(arguments.answerer, model_names(config))
     tools, functions, messages = read_own(config)
     print(f"{len(tools)} tools: {', '.join(tool['function']['name'] for tool in tools)}. An empty line ends it.")
     with open_answerer(config, arguments.answerer) as answerer:
@@ -464,6 +484,7 @@ def serve_command(arguments):
     from toolcall_ft.serve import LlamaServer
     config = read_settings(arguments)
     formats, settings = config["export"]["formats"], config["serve"]
+    if arguments.format: check_name(arguments.format, formats)
     name = arguments.format or ("Q8_0" if "Q8_0" in formats else formats[0])
     port = settings["port"] if arguments.port is None else arguments.port
     with LlamaServer(need(config, f"gguf/model-{name}.gguf", "export"), port=port, slots=settings["slots"], context=settings["context"]) as server:
@@ -524,7 +545,7 @@ def llama_cpp_command(arguments):
 
 # %% ../nbs/09_cli.ipynb #c061
 @command(option("action", choices=["train"]), option("--output", required=True, help="folder for the model"),
-         option("--steps", type=int, default=2000, help="gradient steps (default: 2000, hours on a CPU)"), option("--seed", type=int, default=0))
+         option("--steps", type=positive, default=2200, help="gradient steps (default: 2200, an hour on two cores)"), option("--seed", type=int, default=0))
 def tiny_command(arguments):
     "Make the embedded model again, from nothing: toolcall-ft tiny train --output FOLDER"
     from toolcall_ft.tiny import train_tiny

@@ -6,8 +6,8 @@
 __all__ = ['JSON_DECODER', 'TYPE_NAMES', 'JSON_TYPES', 'PROSE_CHOICES', 'UserError', 'unique_keys', 'refuse_constant',
            'check_value', 'parse_json', 'read_text', 'read_json', 'dump_json', 'tool_schema', 'allow_null',
            'clean_type', 'prose_enum', 'clean_field', 'clean_object', 'list_properties', 'object_schema',
-           'check_schema', 'clean_tool', 'clean_tools', 'read_functions', 'read_tools', 'schema_validator', 'nearest',
-           'check_call', 'read_block', 'parse_calls']
+           'check_schema', 'clean_tool', 'clean_tools', 'read_functions', 'name_line', 'read_tools', 'schema_validator',
+           'nearest', 'check_call', 'read_block', 'parse_calls']
 
 # %% ../nbs/00_tools.ipynb #c002
 import difflib
@@ -64,12 +64,14 @@ def parse_json(text:str, # a whole JSON text
 # %% ../nbs/00_tools.ipynb #c014
 def read_text(path, # a text file
               empty:bool=False, # is an empty file fine?
+              errors:str="strict", # what `bytes.decode` does with a byte that is not UTF-8
               )->str:
     "The text of a UTF-8 file, with or without a byte order mark. Raises `UserError` if it is missing, empty or in another encoding."
     try: data = Path(path).read_bytes()
     except FileNotFoundError: raise UserError(f"{path}: there is no such file. Check the path.") from None
     except OSError as error: raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    try: text = data.decode("utf-8-sig")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"): raise UserError(f"{path}: this is UTF-16. Save the file as UTF-8 (iconv -f UTF-16 -t UTF-8).")
+    try: text = data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         line = data[:error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: byte {error.start} is not UTF-8. "
@@ -269,16 +271,25 @@ def read_functions(path, # the user's own .py file
     return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
 
 # %% ../nbs/00_tools.ipynb #c051
+def name_line(path, # a file that was read
+              message:str, # may begin with a name, as in `get_weather.parameters: ...`
+              )->str: # as in ", line 3"; empty if the name does not stand in the file
+    "The line on which the name at the head of a message first stands."
+    name = re.match(r"[\w-]+", message)
+    before, found, _ = read_text(path).partition(f'"{name[0]}"' if name else "\0")
+    return f", line {before.count(chr(10)) + 1}" if found else ""
+
+# %% ../nbs/00_tools.ipynb #c052
 def read_tools(path, # a JSON file of tools, or a .py file of functions
                )->list:
     "The tools in a file as clean OpenAI schemas. Raises `UserError` if there are none or one is beyond repair."
     tools = list(read_functions(path).values()) if str(path).endswith(".py") else read_json(path)
     try: cleaned, _ = clean_tools(tools)
-    except UserError as error: raise UserError(f"{path}: {error}") from None
+    except UserError as error: raise UserError(f"{path}{name_line(path, str(error))}: {error}") from None
     if not cleaned: raise UserError(f"{path}: no tools in it. A list of tools is needed.")
     return cleaned
 
-# %% ../nbs/00_tools.ipynb #c054
+# %% ../nbs/00_tools.ipynb #c055
 @lru_cache(maxsize=1024)
 def schema_validator(schema_text:str, # the parameters of a tool as JSON text, so that they can be remembered
                      ):
@@ -289,7 +300,7 @@ def schema_validator(schema_text:str, # the parameters of a tool as JSON text, s
     if "patternProperties" not in schema: schema.setdefault("additionalProperties", False)
     return Draft202012Validator(schema, registry=Registry())
 
-# %% ../nbs/00_tools.ipynb #c055
+# %% ../nbs/00_tools.ipynb #c056
 def nearest(word, # what somebody wrote
             words, # what exists
             )->str:
@@ -297,7 +308,7 @@ def nearest(word, # what somebody wrote
     close = difflib.get_close_matches(str(word), [str(w) for w in words], 1)
     return f" Did you mean {close[0]!r}?" if close else f" There is: {', '.join(map(str, words)) or 'nothing'}."
 
-# %% ../nbs/00_tools.ipynb #c056
+# %% ../nbs/00_tools.ipynb #c057
 def check_call(call, # {"name": str, "arguments": dict}, or whatever a model made of it
                tools:list, # OpenAI schemas
                )->list: # empty if the call fits, else sentences
@@ -310,7 +321,7 @@ def check_call(call, # {"name": str, "arguments": dict}, or whatever a model mad
     except Exception as error: return [f"{call['name']}: its schema cannot be used: {error}"]
     return sorted(f"{'.'.join([call['name'], *map(str, e.absolute_path)])}: {e.message[:200]}" for e in errors)
 
-# %% ../nbs/00_tools.ipynb #c059
+# %% ../nbs/00_tools.ipynb #c060
 def read_block(text:str, # what follows an opening <tool_call>
                )->tuple: # (call or None, error or None, the text after the block)
     "Read one call."
@@ -326,7 +337,7 @@ def read_block(text:str, # what follows an opening <tool_call>
     except (ValueError, RecursionError) as error:
         return None, f"tool call not readable: {error}", text.partition("</tool_call>")[2]
 
-# %% ../nbs/00_tools.ipynb #c060
+# %% ../nbs/00_tools.ipynb #c061
 def parse_calls(text:str, # what a model generated
                 )->tuple: # (content, calls, errors)
     "Split generated text into plain content, calls and errors. Never raises; a call is never made of half a block."
