@@ -122,7 +122,7 @@ def summarise(scores:list, # from `score_answer`
 
 # %% ../nbs/05_evaluate.ipynb #c028
 def summarise_latency(seconds:list)->dict: # {"median", "p95", "n"}
-    "The median and the 95th percentile of waiting times."
+    "The median and the 95th percentile of the seconds of answers."
     if not seconds: return {"median": None, "p95": None, "n": 0}
     ranked = sorted(seconds)
     return {"median": statistics.median(ranked), "p95": ranked[math.ceil(0.95 * len(ranked)) - 1], "n": len(ranked)}

@@ -6,7 +6,7 @@
 __all__ = ['LLAMA_VERSION', 'LLAMA_SHA256', 'LLAMA_FILES', 'CMAKE_FLAGS', 'CONTROL_TOKEN', 'GGUF_TYPES', 'llama_cache',
            'llama_file', 'find_llama_cpp', 'llama_version', 'run_logged', 'build_tools', 'fetch_llama_source',
            'compile_llama_cpp', 'temporary_folder', 'one_at_a_time', 'build_llama_cpp', 'is_qwen2_tokenizer',
-           'run_converter', 'convert_gguf', 'read_gguf', 'check_magic', 'check_gguf', 'fallback_tensors',
+           'run_converter', 'convert_gguf', 'read_gguf', 'check_magic', 'excerpt', 'check_gguf', 'fallback_tensors',
            'write_format', 'format_row', 'export_gguf', 'format_table']
 
 # %% ../nbs/06_export_gguf.ipynb #c003
@@ -237,6 +237,13 @@ def check_magic(path, # a file
 CONTROL_TOKEN = 3 # the number that llama.cpp writes for the kind of `<|im_end|>`
 
 # %% ../nbs/06_export_gguf.ipynb #c042
+def excerpt(value, other, # two values that differ
+           )->str:
+    "Sixty characters of one, from shortly before the place where the two part."
+    place = len(os.path.commonprefix([str(value), str(other)]))
+    return str(value)[max(0, place - 20):place + 40]
+
+# %% ../nbs/06_export_gguf.ipynb #c043
 def check_gguf(path, # a GGUF file
                model, # the folder it was made from
                llama:dict, # from `find_llama_cpp`
@@ -253,21 +260,21 @@ def check_gguf(path, # a GGUF file
              "the kind of the stop token": (kinds[stop], CONTROL_TOKEN),
              "tokens at other ids": (wrong[:5], []),
              "the pre-tokenizer": (fields.get("tokenizer.ggml.pre") == "qwen2", is_qwen2_tokenizer(model))}
-    return [f"{path}: {what}: {str(found)[:60]!r} in the GGUF, {str(wanted)[:60]!r} in the model"
+    return [f"{path}: {what}: {excerpt(found, wanted)!r} in the GGUF, {excerpt(wanted, found)!r} in the model"
             for what, (found, wanted) in facts.items() if found != wanted]
 
-# %% ../nbs/06_export_gguf.ipynb #c049
+# %% ../nbs/06_export_gguf.ipynb #c050
 GGUF_TYPES = {"F16": {"F16"}, "BF16": {"BF16"}, "Q8_0": {"Q8_0"}, "Q6_K": {"Q6_K"}, "Q5_K_M": {"Q5_K", "Q6_K"},
               "Q4_K_M": {"Q4_K", "Q6_K"}, "Q4_0": {"Q4_0", "Q6_K"}}
 
-# %% ../nbs/06_export_gguf.ipynb #c050
+# %% ../nbs/06_export_gguf.ipynb #c051
 def fallback_tensors(tensors:dict, # {name: type}, from `read_gguf`
                      form:str, # a key of `GGUF_TYPES`
                     )->dict: # {name: type} of the tensors that another type was taken for
     "The tensors that are not of a format's types. Norms and biases stay F32 in every format and do not count."
     return {name: kind for name, kind in tensors.items() if kind not in GGUF_TYPES[form] | {"F32"}}
 
-# %% ../nbs/06_export_gguf.ipynb #c054
+# %% ../nbs/06_export_gguf.ipynb #c055
 def write_format(source:Path, # the model as an F16 GGUF
                  model, # the folder it was made from
                  target:Path, # the file to write
@@ -286,7 +293,7 @@ def write_format(source:Path, # the model as an F16 GGUF
     return {"bytes": written["bytes"], "tensors": dict(Counter(written["tensors"].values())),
             "fallback": fallback_tensors(written["tensors"], form)}
 
-# %% ../nbs/06_export_gguf.ipynb #c055
+# %% ../nbs/06_export_gguf.ipynb #c056
 def format_row(form:str, # a key of `GGUF_TYPES`
                row:dict, # from `write_format`
               )->str:
@@ -295,7 +302,7 @@ def format_row(form:str, # a key of `GGUF_TYPES`
     warning = f"; WARNING: {len(row['fallback'])} tensors took another type, their rows are no multiple of a block" if row["fallback"] else ""
     return f"  {form:8} {row['bytes']/1e6:8.1f} MB  ({kinds}){warning}"
 
-# %% ../nbs/06_export_gguf.ipynb #c056
+# %% ../nbs/06_export_gguf.ipynb #c057
 def export_gguf(model, # a folder with a merged model
                 output, # the folder for the GGUF files
                 formats=("F16", "Q8_0", "Q4_K_M", "Q4_0"), # keys of `GGUF_TYPES`
@@ -315,10 +322,10 @@ def export_gguf(model, # a folder with a merged model
     write_text(output/"export.json", json.dumps(record, indent=1))
     return {form: output/f"model-{form}.gguf" for form in formats}
 
-# %% ../nbs/06_export_gguf.ipynb #c059
+# %% ../nbs/06_export_gguf.ipynb #c060
 def format_table(record:dict, # `export.json`, from `export_gguf`
                 )->str: # markdown
-    "Bytes and bits per weight of every format that was exported."
+    "Bytes, share of F16 and tensor types of every format that was exported."
     rows = ["| format | bytes | of F16 | types of the tensors |", "|---|---:|---:|---|"]
     whole = record["formats"].get("F16", {}).get("bytes")
     for form, row in record["formats"].items():

@@ -215,14 +215,18 @@ def token_roles(
     ids:list, # a rendered conversation
     tokenizer, # that made it
     )->list: # "system", "user", "assistant", "tool" or "padding" for each token
-    "The role of the turn that each token belongs to"
-    start, pad = tokenizer.convert_tokens_to_ids("<|im_start|>"), tokenizer.pad_token_id
-    roles, role = [], ""
+    "The role of the turn that each token belongs to; what stands outside all turns is padding, whatever its id"
+    parts, length = split_tokenizer(tokenizer), len(ids)
+    start, end, newline = parts["header"][0], parts["end"], parts["newline"]
+    while length and ids[length - 1] == tokenizer.pad_token_id != end: length -= 1 # where a turn without its end is over
+    roles, role, stop = [], "", 0
     for place, token in enumerate(ids):
         if token == start:
             role, _, text = tokenizer.decode(ids[place + 1:place + 12]).partition("\n")
             if text.startswith("<tool_response>"): role = "tool"
-        roles.append("padding" if token == pad else role)
+            stop = ids.index(end, place) + 1 if end in ids[place:] else length
+            if ids[stop:stop + len(newline)] == newline: stop += len(newline)
+        roles.append(role if place < stop else "padding")
     return roles
 
 # %% ../nbs/02_template_debug.ipynb #c052
