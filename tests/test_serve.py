@@ -146,7 +146,7 @@ def test_no_requests_no_answers(server):
 
 def test_a_server_killed_in_mid_request(gguf):
     with LlamaServer(gguf) as server:
-        requests = [{"messages": [{"role": "user", "content": "x"}], "tools": []}] * 50
+        requests = [{"messages": [{"role": "user", "content": f"{number} " + "word " * 1500}], "tools": []} for number in range(50)]  # half a second each
         threading.Timer(0.5, server.process.send_signal, [signal.SIGKILL]).start()
         answers = openai_answerer(server.url, max_new_tokens=1000)(requests)
     assert len(answers) == 50 and "Is the server still running?" in answers[-1]["errors"][0] and answers[-1]["calls"] == []
