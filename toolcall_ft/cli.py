@@ -175,6 +175,8 @@ def make_data(config:dict, # the configuration
     for warning in counts["warnings"]: print(f"  note: {warning}")
     if counts["rejected"]: print(f"  {counts['rejected']} records were left out; each is in {os.path.relpath(config['run'])}/data/rejected.jsonl")
     for reason, count in counts["reasons"].items(): print(f"  {count:6} {reason}")
+    others = counts["rejected"] - sum(counts["reasons"].values())
+    if others: print(f"  {others:6} for other reasons")
     return counts
 
 # %% ../nbs/09_cli.ipynb #c023
@@ -420,11 +422,16 @@ stage_command("export", "The merged model to GGUF files")
 # %% ../nbs/09_cli.ipynb #c049
 def read_own(config:dict, # the configuration
             )->tuple: # tools, functions, messages
-    "The user's tools, the functions behind them if there are any, and how a conversation begins."
+    """The tools to offer, the functions behind them if there are any, and how a conversation begins. Offered is the list of tools that most training rows
+    were seen under, because the model knows no other as well; before there are any, all of the user's tools."""
+    from collections import Counter
+    from toolcall_ft.data import read_jsonl
     from toolcall_ft.tools import read_functions, read_tools
-    data = config["data"]
+    data, rows = config["data"], Path(config["run"])/"data/train.jsonl"
+    lists = Counter(json.dumps(row["tools"]) for row in read_jsonl(rows)) if rows.exists() else {}
+    tools = json.loads(lists.most_common(1)[0][0]) if lists else read_tools(data["tools"])
     begin = [{"role": "system", "content": data["system"]}] if data["system"] else []
-    return read_tools(data["tools"]), read_functions(data["functions"]) if data["functions"] else {}, begin
+    return tools, read_functions(data["functions"]) if data["functions"] else {}, begin
 
 # %% ../nbs/09_cli.ipynb #c050
 def describe_message(message:dict, # one message of a conversation

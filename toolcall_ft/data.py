@@ -47,7 +47,7 @@ def line_records(text:str, # one record
     try:
         text.encode()
         if text.strip(): yield line, parse_json(text), None
-    except UnicodeEncodeError: reason = "not UTF-8. Save the file as UTF-8 (from GBK: iconv -f GBK -t UTF-8)"
+    except UnicodeEncodeError: reason = "this line is not UTF-8; write it again in UTF-8 (if the whole file is in GBK: iconv -f GBK -t UTF-8)"
     except json.JSONDecodeError as error: reason = f"not JSON: {error.msg} (line {line + error.lineno - 1}, column {error.colno})"
     except ValueError as error: reason = f"not JSON: {error}"
     if reason: yield line, text[:2000].encode("utf-8", "replace").decode(), reason
@@ -500,8 +500,8 @@ def count_tools(splits:dict)->dict: # {tool: {split: n}}
     return {name: {split: counts[name][split] for split in splits} for name in sorted(counts)}
 
 def count_reasons(errors:list)->dict: # {"field: reason": n}, the five most frequent
-    "How many records were set aside for which reason; numbers in a reason do not count."
-    return dict(Counter(f"{error['field']}: {re.sub('[0-9]+', 'n', error['reason'])[:90]}" for error in errors).most_common(5))
+    "How many records were set aside for which reason; the place in a line does not count."
+    return dict(Counter(f"{error['field']}: {re.sub(' [(]line .*[)]', '', error['reason'])[:90]}" for error in errors).most_common(5))
 
 # %% ../nbs/01_data.ipynb #c060
 def contradictions(examples:list)->list: # texts of users
