@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolcall_ft.data import (build_example, contradictions, from_dataset, group_examples, measure_leakage, open_values, phrasing, prepare_data, read_config, read_examples, read_jsonl, replace_folder,
-                              split_examples, to_dataset, write_jsonl, write_text)
+                              split_examples, split_rows, to_dataset, write_jsonl, write_text)
 from toolcall_ft.tools import UserError, clean_tools, dump_json, read_tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -121,6 +121,15 @@ def test_a_json_list_under_the_wrong_name_keeps_what_stands_before_the_break(tmp
 def test_the_field_of_a_wrong_argument_is_named(tmp_path, arguments, field):
     _, errors = read(tmp_path, json.dumps({**GOOD, "arguments": arguments}))
     assert [error["field"] for error in errors] == [field]
+
+
+def test_where_groups_are_too_big_single_requests_are_dealt():
+    examples = [build_example([f"{verb} {city}", "get_weather", {"city": city}], TOOLS) for city in ("北京", "上海", "天津") for verb in ("查查", "看看", "weather in", "说说")] * 2
+    assert len(group_examples(examples)) == 1
+    splits = split_rows(examples, .2, .25, 0)
+    assert len(splits["train"]) >= 12 and len(splits["test"]) >= 4 and len(splits["validation"]) >= 4
+    asked = {name: {e["messages"][0]["content"] for e in rows} for name, rows in splits.items()}
+    assert not asked["test"] & asked["train"], "equal requests stay together"
 
 
 def test_phrasings_that_differ_in_a_number_are_one():

@@ -9,7 +9,7 @@ __all__ = ['OPTIONAL_TYPES', 'CHOICES', 'TYPE_WORDS', 'array_records', 'line_rec
            'open_texts', 'open_values', 'phrasing', 'group_examples', 'split_examples', 'measure_leakage', 'to_dataset',
            'from_dataset', 'disk_errors', 'write_text', 'replace_folder', 'write_jsonl', 'read_jsonl', 'key_lines',
            'read_yaml', 'check_setting', 'merge_config', 'resolve_paths', 'read_config', 'read_logs', 'count_tools',
-           'count_reasons', 'contradictions', 'split_warnings', 'prepare_data']
+           'count_reasons', 'contradictions', 'split_warnings', 'split_rows', 'prepare_data']
 
 # %% ../nbs/01_data.ipynb #c002
 import errno
@@ -278,11 +278,12 @@ def split_examples(examples:list, # with "messages" and "tools"
                    validation:float=0.1, # share of the rows
                    test:float=0.2, # share of the rows
                    seed:int=0, # of the order in which groups of one size are dealt
+                   groups:list=None, # lists of examples that stay together; None: as `group_examples` finds them
                    )->dict: # {"train", "validation", "test"}, each a list of examples
     "Split so that no phrasing, open value or group is in two splits. Raises `UserError` for shares that leave no training rows."
     if not 0 <= validation + test < 1: raise UserError(f"data.validation {validation} and data.test {test} leave nothing to train on.")
     shuffled = random.Random(seed)
-    groups = group_examples(examples)
+    groups = group_examples(examples) if groups is None else groups
     shuffled.shuffle(groups)
     lacking = {"train": 1 - validation - test, "validation": validation, "test": test}
     lacking = {name: share * len(examples) for name, share in lacking.items()}
@@ -523,7 +524,19 @@ def split_warnings(splits:dict, counts:dict, wanted:dict)->list: # sentences
     unseen = [f"no training row calls {name}, {row['test']} test rows do" for name, row in counts.items() if not row["train"] and row["test"]]
     torn = contradictions([example for examples in splits.values() for example in examples])
     torn = [f"{len(torn)} requests stand there with two different answers, such as {torn[0]!r}"] if torn else []
-    return small + unseen + torn + [f"{n} test rows share {what} with training" for what, n in measure_leakage(splits).items() if n]
+    shared = [f"{n} test rows share {what} with training, so the test is easier than real use; logs with more different words and values would keep them apart"
+              for what, n in measure_leakage(splits).items() if n]
+    return small + unseen + torn + shared
+
+def split_rows(examples:list, validation:float, test:float, seed:int, # as in `split_examples`
+               )->dict: # {"train", "validation", "test"}
+    "`split_examples`; but where whole groups leave a split half empty, or a tool without training rows, only equal requests and named groups stay together."
+    splits = split_examples(examples, validation, test, seed)
+    short = any(len(splits[name]) < share * len(examples) / 2 for name, share in (("validation", validation), ("test", test)))
+    if not short and all(row["train"] or not row["test"] for row in count_tools(splits).values()): return splits
+    equal = {}
+    for example in examples: equal.setdefault(example.get("group") or dump_json(example["messages"][:-1]), []).append(example)
+    return split_examples(examples, validation, test, seed, list(equal.values()))
 
 # %% ../nbs/01_data.ipynb #c064
 def prepare_data(config:dict, # from read_config
@@ -534,7 +547,7 @@ def prepare_data(config:dict, # from read_config
     datasets.disable_progress_bars()
     data = config["data"]
     examples, errors = read_logs(data)
-    splits = split_examples(examples, data["validation"], data["test"], config["seed"]) if examples else {}
+    splits = split_rows(examples, data["validation"], data["test"], config["seed"]) if examples else {}
     with replace_folder(Path(config["run"]) / "data") as folder:
         for name, rows in splits.items():
             write_jsonl(folder / f"{name}.jsonl", rows)
