@@ -1,6 +1,9 @@
 """The tools module against input that is wrong, hostile or merely unusual."""
+import json
+import random
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from toolcall_ft.tools import (UserError, check_call, clean_tools, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
+from toolcall_ft.tools import (UserError, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
@@ -42,7 +45,7 @@ def test_python_type_names_become_json_schema():
     schema = tool["function"]["parameters"]
     assert schema["properties"] == {"a": {"type": "array"}, "b": {"type": "object"}, "c": {"type": "number"}, "d": {"type": "array"}, "e": {},
                                     "f": {"type": "array", "items": {"type": "integer"}}}
-    assert len(repairs) == 7
+    assert len(repairs) == 8 and "t.parameters.f: type 'List[int]' became {\"type\": \"array\", \"items\": {\"type\": \"integer\"}}" in repairs
     Draft202012Validator.check_schema(schema)
 
 
@@ -80,20 +83,221 @@ def test_calls_that_do_not_fit(tools):
     fits = lambda name, **arguments: check_call({"name": name, "arguments": arguments}, tools)
     assert fits("WeatherApi", query_key="北京") == []
     assert "unknown tool" in fits("WeatherAPI", query_key="北京")[0] and "WeatherApi" in fits("WeatherAPI")[0]
-    assert "'query_key' is a required property" in fits("WeatherApi")[0]
-    assert "not one of" in fits("WaterMachineApi", operation="爆炸")[0]
-    assert "WeatherApi.query_key" in fits("WeatherApi", query_key=3)[0]
-    assert "city" in fits("WeatherApi", query_key="北京", city="北京")[0]
+    assert fits("WeatherApi") == ["WeatherApi.query_key: is required and missing"]
+    assert "WaterMachineApi.operation: must be one of [" in fits("WaterMachineApi", operation="爆炸")[0] and 'got "爆炸"' in fits("WaterMachineApi", operation="爆炸")[0]
+    assert fits("WeatherApi", query_key=3) == ["WeatherApi.query_key: must be of type string, got 3"]
+    assert fits("WeatherApi", query_key="北京", city="北京") == ["WeatherApi.city: is no argument here. There is: query_key."]
 
 
-def test_a_remote_reference_is_never_fetched():
-    (tool,), _ = clean_tools([{"name": "t", "parameters": {"type": "object", "properties": {"x": {"$ref": "http://127.0.0.1:9/schema.json"}}}}])
-    assert "cannot be used" in check_call({"name": "t", "arguments": {"x": 1}}, [tool])[0]
+def test_a_reference_that_leads_out_of_the_schema_is_refused_and_never_fetched(monkeypatch):
+    import socket
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was touched"))
+    for reference in ("http://127.0.0.1:9/schema.json", "other.json", "#/$defs/gone", "file:///etc/passwd", "#missing", "urn:x"):
+        with pytest.raises(UserError, match="no place in the schema"):
+            clean_tools([{"name": "t", "parameters": {"type": "object", "properties": {"x": {"$ref": reference}}}}])
+        raw = [{"type": "function", "function": {"name": "t", "parameters": {"type": "object", "properties": {"x": {"$ref": reference}}}}}]
+        assert "cannot be used" in check_call({"name": "t", "arguments": {"x": 1}}, raw)[0]
+    (tool,), _ = clean_tools([{"name": "t", "parameters": {"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"type": "int"}}}}])
+    assert check_call({"name": "t", "arguments": {"x": 1}}, [tool]) == [] and check_call({"name": "t", "arguments": {"x": "1"}}, [tool])
 
 
 def test_a_broken_pattern_in_a_schema_is_refused():
     with pytest.raises(UserError, match="x.pattern"):
         clean_tools([{"name": "t", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": "("}}}}])
+
+
+@pytest.mark.parametrize("written, schema", [
+    ("str, optional", {"type": "string"}), ("Optional[int]", {"type": ["integer", "null"]}), ("string/None", {"type": ["string", "null"]}), ("str or None", {"type": ["string", "null"]}),
+    ("List[List[int]]", {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}), ("List[Union[int, float]]", {"type": "array", "items": {"type": "number"}}),
+    ("Tuple[int, str]", {"type": "array", "items": {"type": ["integer", "string"]}}), ("Tuple[int, ...]", {"type": "array", "items": {"type": "integer"}}),
+    ("typing.Dict[str, List[str]]", {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}), ("Dict[str, Any]", {"type": "object"}),
+    ("string[]", {"type": "array", "items": {"type": "string"}}), ("Array<number>", {"type": "array", "items": {"type": "number"}}), ("list of strings", {"type": "array", "items": {"type": "string"}}),
+    ("int, default=3", {"type": "integer"}), ("Callable[[float], float]", {"type": "string"}), ("np.ndarray", {"type": "array"}), ("HashMap", {"type": "object"}), ("STRING", {"type": "string"}),
+    ("Optional[List[str]]", {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]}), ("Literal['a', \"b\"]", {"enum": ["a", "b"]}), ("", {}), ("Any", {})])
+def test_types_that_people_write(written, schema):
+    assert clean_type(written) == schema
+    cleaned, repairs = clean_tools([{"name": "t", "parameters": {"type": "object", "properties": {"x": {"type": written}}}}])
+    assert cleaned[0]["function"]["parameters"]["properties"]["x"] == schema
+    assert any("t.parameters.x: type" in repair for repair in repairs) and clean_tools(cleaned) == (cleaned, [])
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(["list", "dict", "Optional", "Union", "Literal", "str", "int", "[", "]", "<", ">", "(", ")", ",", "|", "/", " of ", " or ", "[]", "...", "'a'", ".", " ", "x", "optional"]), max_size=60).map("".join))
+def test_any_type_expression_is_translated_or_refused(text):
+    try: schema = clean_type(text)
+    except ValueError as error: assert "no type" in str(error)
+    else: Draft202012Validator.check_schema(schema)
+
+
+def test_the_table_of_xlam():
+    fields = {"type": {"description": "The kind", "type": "str", "default": "game"}, "limit": {"type": "int"}, "tag": {"type": "str, optional", "default": ""}}
+    (tool,), repairs = clean_tools(json.dumps([{"name": "giveaways", "description": "d", "parameters": fields}]))
+    schema = tool["function"]["parameters"]
+    assert schema["required"] == ["limit"] and [field["type"] for field in schema["properties"].values()] == ["string", "integer", "string"]
+    assert any("limit: not marked 'optional', so required" in repair for repair in repairs)
+
+
+@pytest.mark.parametrize("parameters, properties, required", [
+    ({"city": "The city to look up", "days": "int", "required": ["city"]}, {"city": {"type": "string", "description": "The city to look up"}, "days": {"type": "integer"}}, ["city"]),
+    ({"type": "object", "city": {"type": "string"}}, {"city": {"type": "string"}}, None),
+    ({"type": "object", "properties": {"x": None, "y": {"type": "string", "enum": None}}, "required": ["x", "y", "y"]}, {"y": {"type": "string"}}, ["y"]),
+    ({"type": "object", "properties": {"x": {"type": "string", "nullable": True}}}, {"x": {"type": ["string", "null"]}}, None),
+    ({"type": "object", "properties": {"x": {"items": [{"type": "int"}]}}}, {"x": {"prefixItems": [{"type": "integer"}]}}, None),
+    ({"type": "object", "properties": {"x": {"minimum": 0, "exclusiveMinimum": True}}}, {"x": {"exclusiveMinimum": 0}}, None),
+    ({"type": "object", "properties": {"x": {"type": "array", "items": "str"}}}, {"x": {"type": "array", "items": {"type": "string"}}}, None),
+    ({"type": "object", "properties": {"x": {"anyOf": [{"type": "int"}, {"type": "None"}]}}}, {"x": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}, None),
+    ({"type": "object", "properties": {"x": {"type": "dict", "properties": [{"name": "k", "type": "str", "required": "true"}]}}},
+     {"x": {"type": "object", "properties": {"k": {"type": "string"}}, "required": ["k"]}}, None)])
+def test_looseness_is_repaired_and_said(parameters, properties, required):
+    cleaned, repairs = clean_tools([{"type": "function", "function": {"name": "t", "parameters": parameters}}])
+    assert cleaned[0]["function"]["parameters"]["properties"] == properties and cleaned[0]["function"]["parameters"].get("required") == required
+    assert repairs and clean_tools(cleaned) == (cleaned, [])
+
+
+def test_a_list_of_examples_forbids_nothing():
+    for text in ("A city, e.g.: [Paris, Rome]", "城市，例如：[北京, 上海]", "Format: [lat, lon]", "A range: [0, 1]"):
+        cleaned, repairs = clean_tools([{"type": "function", "function": {"name": "t", "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": text}}}}}])
+        assert "enum" not in cleaned[0]["function"]["parameters"]["properties"]["x"] and repairs == []
+
+
+FIELDS = {"s": {"type": "string", "minLength": 2, "maxLength": 4}, "n": {"type": "integer", "minimum": 1, "maximum": 9, "multipleOf": 2}, "x": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+          "e": {"type": "string", "enum": ["red", "green"]}, "c": {"const": "yes"}, "p": {"type": "string", "pattern": r"^\d{3}$"}, "d": {"type": "string", "format": "date"},
+          "a": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2, "uniqueItems": True}, "u": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "ty": {"type": ["integer", "null"]},
+          "o": {"type": "object", "properties": {"k": {"type": "object", "properties": {"z": {"type": "integer"}}, "required": ["z"], "additionalProperties": False}}},
+          "w": {"type": "object", "minProperties": 1, "maxProperties": 1}, "r": {"$ref": "#/$defs/R"}, "dep": {"type": "object", "dependentRequired": {"a": ["b"]}}, "no": {"not": {"type": "string"}}}
+KEYWORDS = [{"type": "function", "function": {"name": "t", "description": "", "parameters": {
+    "type": "object", "properties": FIELDS, "$defs": {"R": {"type": "object", "properties": {"next": {"$ref": "#/$defs/R"}, "v": {"type": "integer"}}}}}}}]
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    ({"s": "a"}, 't.s: must have at least 2 character(s), got "a"'), ({"s": "abcde"}, 't.s: must have at most 4 character(s), got "abcde"'), ({"s": 3}, "t.s: must be of type string, got 3"),
+    ({"n": 0}, "t.n: must be at least 1, got 0"), ({"n": 10}, "t.n: must be at most 9, got 10"), ({"n": 3}, "t.n: must be a multiple of 2, got 3"), ({"n": "2"}, 't.n: must be of type integer, got "2"'),
+    ({"x": 0}, "t.x: must be more than 0, got 0"), ({"x": 1}, "t.x: must be less than 1, got 1"), ({"e": "Red"}, 't.e: must be one of ["red", "green"], got "Red". Did you mean \'red\'?'),
+    ({"e": "blue-ish"}, 't.e: must be one of ["red", "green"], got "blue-ish"'), ({"c": "no"}, 't.c: must be "yes", got "no"'), ({"p": "12"}, r't.p: must match the pattern ^\d{3}$, got "12"'),
+    ({"d": "2026-13-01"}, 't.d: must be a valid date, such as 2026-11-21, got "2026-13-01"'), ({"a": []}, "t.a: must have at least 1 item(s), got []"), ({"a": [1, 2, 3]}, "t.a: must have at most 2 item(s), got [1, 2, 3]"),
+    ({"a": [1, 1]}, "t.a: must not hold an item twice, got [1, 1]"), ({"a": [1, "2"]}, 't.a.1: must be of type integer, got "2"'), ({"u": 3}, "t.u: must be of type string, or must be of type null, got 3"),
+    ({"ty": "x"}, 't.ty: must be of type integer or null, got "x"'), ({"o": {"k": {}}}, "t.o.k.z: is required and missing"), ({"o": {"k": {"z": 1, "y": 2}}}, "t.o.k.y: is no argument here. There is: z."),
+    ({"w": {}}, "t.w: must have at least 1 key(s), got {}"), ({"w": {"a": 1, "b": 2}}, 't.w: must have at most 1 key(s), got {"a": 1, "b": 2}'), ({"dep": {"a": 1}}, "t.dep.b: is required where 'a' is given"),
+    ({"r": {"next": {"next": {"v": "x"}}}}, 't.r.next.next.v: must be of type integer, got "x"'), ({"no": "x"}, 't.no: must not fit {"type": "string"}, got "x"'), ({"zz": 1}, "t.zz: is no argument here.")])
+def test_every_keyword_says_where_what_is_allowed_and_what_came(arguments, sentence):
+    assert clean_tools(KEYWORDS) == (KEYWORDS, [])
+    (said,) = check_call({"name": "t", "arguments": arguments}, KEYWORDS)
+    assert said.startswith(sentence) and (said == sentence or "zz" in arguments)
+
+
+VALUES = st.none() | st.booleans() | st.integers(-3, 12) | st.floats(-1, 2) | st.sampled_from(["red", "yes", "123", "2026-11-21", "", "abc"]) | st.lists(st.integers(0, 3), max_size=3)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.dictionaries(st.sampled_from([*FIELDS, "other"]), VALUES | st.dictionaries(st.sampled_from(["k", "z", "a", "v", "next"]), VALUES, max_size=3), max_size=5))
+def test_complaints_agree_with_the_library(arguments):
+    from jsonschema import FormatChecker
+    plain = Draft202012Validator({**KEYWORDS[0]["function"]["parameters"], "additionalProperties": False}, format_checker=FormatChecker(["date"]))
+    said = check_call({"name": "t", "arguments": arguments}, KEYWORDS)
+    assert bool(said) == (not plain.is_valid(arguments))
+    assert {sentence.split(":")[0].split(".")[1] for sentence in said} == {str(error.absolute_path[0]) if error.absolute_path else "other" for error in plain.iter_errors(arguments)}
+
+
+def test_arguments_of_composed_schemas_are_known():
+    tools, _ = clean_tools([{"name": "t", "parameters": {"type": "object", "allOf": [{"properties": {"a": {"type": "integer"}}}], "properties": {"b": {"type": "string"}}}}])
+    assert check_call({"name": "t", "arguments": {"a": 1, "b": "x"}}, tools) == []
+    assert "'z' was unexpected" in check_call({"name": "t", "arguments": {"a": 1, "z": "x"}}, tools)[0]
+
+
+def wrapped(parameters): return [{"type": "function", "function": {"name": "t", "description": "", "parameters": parameters}}]
+
+
+def test_schemas_that_would_keep_a_computer_busy_for_ever():
+    branching = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(60)} | {"d60": {"type": "integer"}}
+    tree = {"type": "object", "properties": {"x": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}}}
+    deep = 1
+    for _ in range(60): deep = {"x": deep}
+    cases = [(wrapped({"type": "object", "properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": branching}), {"x": 1}), (wrapped(tree), deep),
+             (wrapped({"type": "object", "properties": {"x": {"$ref": "#/properties/x"}}}), {"x": 1}),
+             *[(wrapped({"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}}), {"x": "a" * 60 + "!"}) for pattern in ("(a|a)*$", "^(a|aa)+$", "^(a?){60}a{60}$")]]
+    for tools, arguments in cases:
+        assert clean_tools(tools) == (tools, [])
+        assert len(check_call({"name": "t", "arguments": arguments}, tools)) == 1
+
+
+def test_schemas_that_are_too_deep_circular_or_no_json():
+    deep, circular = {"type": "integer"}, {"type": "object", "properties": {}}
+    for _ in range(200): deep = {"type": "object", "properties": {"x": deep}}
+    circular["properties"]["x"] = circular
+    for parameters in (deep, circular, {"properties": {"x": {"default": float("nan")}}}, {"properties": {"x": {"default": {1, 2}}}}, {"properties": {"x": {"default": "\ud800"}}}):
+        with pytest.raises(UserError):
+            clean_tools(wrapped(parameters))
+    for depth in (20, 40, 44):
+        nested = {"type": "integer"}
+        for _ in range(depth): nested = {"type": "object", "properties": {"x": nested}}
+        assert clean_tools(wrapped(nested)) == (wrapped(nested), [])
+
+
+SHAPES = [GUIDE, json.loads((EXAMPLES / "tools.json").read_text(encoding="utf-8")), KEYWORDS, json.dumps(GUIDE), {"tools": GUIDE}, {"functions": KEYWORDS},
+          [{"name": "shop.search", "description": "d", "parameters": {"type": "dict", "required": ["q"], "properties": {"q": {"type": "String", "description": "text"}, "box": {"type": "tuple", "items": {"type": "float"}},
+            "how": {"type": "any"}, "more": {"type": "dict", "properties": {"deep": {"type": "ArrayList", "items": {"type": "long"}}}}}}, "response": {"type": "dict"}}],
+          [{"name": "xlam_like", "description": "d", "parameters": {"ids": {"type": "List[int]", "description": "i"}, "f": {"type": "Callable[[float], float]"}, "tag": {"type": "str, optional", "default": ""}}}],
+          [{"name": "anthropic_like", "type": "custom", "input_schema": {"type": "object", "properties": {"a": {"type": ["string", "null"]}}, "required": ["a"]}}],
+          [{"name": "mcp_like", "inputSchema": {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "properties": {"to": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "object", "properties": {"z": {"type": "string", "pattern": "^a$"}}}}}}],
+          [{"type": "function", "function": {"name": "arrow_like", "description": None, "parameters": {"type": "object", "properties": {"a": {"type": "string", "enum": None, "items": None}, "b": None}, "required": None}}}]]
+ODD = [None, True, False, 0, -1, 2.5, "", "list", "x" * 300, "optional", "\ud800", [], ["a"], [None], {}, {"a": None}, {"type": "object"}, {"$ref": "#"}, {"$ref": "#/$defs/x"}, {"type": "List[List["}, [{"name": "n"}], {"enum": []}]
+KEYS = ["type", "name", "function", "parameters", "properties", "required", "enum", "items", "description", "$ref", "$defs", "pattern", "anyOf", "nullable", "default", "additionalProperties", "inputSchema", "$id", "$schema", "$anchor", "format"]
+
+
+def mutate(value, chance):
+    "The value with one thing in it replaced, removed, renamed, doubled or added."
+    places = []
+    def walk(node):
+        if isinstance(node, (dict, list)) and node: places.append(node)
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else []: walk(child)
+    walk(value)
+    if not places: return chance.choice(ODD)
+    node = chance.choice(places)
+    key = chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
+    what = chance.randrange(4)
+    if what == 0: node[key] = deepcopy(chance.choice(ODD))
+    elif what == 1: del node[key]
+    elif isinstance(node, list): node.append(deepcopy(node[key] if what == 2 else chance.choice(ODD)))
+    elif what == 2: node[chance.choice(KEYS)] = node.pop(key)
+    else: node[chance.choice(KEYS)] = deepcopy(chance.choice(ODD))
+    return value
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_mutated_lists_of_every_shape(shape):
+    chance, outcomes = random.Random(shape), {"clean": 0, "refused": 0}
+    for _ in range(400):
+        text = isinstance(SHAPES[shape], str)
+        tools = json.loads(SHAPES[shape]) if text else deepcopy(SHAPES[shape])
+        for _ in range(chance.randint(1, 4)): tools = mutate(tools, chance)
+        before = deepcopy(tools)
+        try: cleaned, repairs = clean_tools(json.dumps(tools) if text else tools)
+        except UserError as error:
+            assert str(error)
+            outcomes["refused"] += 1
+            continue
+        assert tools == before, "the input is left as it was"
+        assert clean_tools(cleaned) == (cleaned, []), "cleaning twice is cleaning once"
+        for tool in cleaned:
+            Draft202012Validator.check_schema(tool["function"]["parameters"])
+            assert set(tool) == {"type", "function"} and list(tool["function"]) == ["name", "description", "parameters"]
+            said = check_call({"name": tool["function"]["name"], "arguments": {"a": 1}}, [tool])
+            assert all(isinstance(sentence, str) for sentence in said)
+        outcomes["clean"] += 1
+    assert min(outcomes.values()) > 20, outcomes
+
+
+def test_texts_that_hold_a_list(tools):
+    assert clean_tools(json.dumps(tools)) == clean_tools(json.dumps({"tools": tools})) == clean_tools([json.dumps(tool) for tool in tools]) == (tools, [])
+    for text, words in (("", "not JSON"), ("[", "not JSON"), ("3", "must be a list"), ('[{"name": "t", "name": "u"}]', "twice")):
+        with pytest.raises(UserError, match=words):
+            clean_tools(text)
+
+
+def test_repairs_of_a_file_can_be_seen(tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps(GUIDE), encoding="utf-8")
+    repairs = ["before"]
+    assert read_tools(tmp_path / "tools.json", repairs) == clean_tools(GUIDE)[0] and repairs == ["before", *clean_tools(GUIDE)[1]]
 
 
 def test_every_prefix_of_a_call_through_the_parser():
