@@ -1,6 +1,8 @@
 """The data module: bad records, honest splits, exact files."""
+import errno
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -10,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolcall_ft.data import (build_example, contradictions, from_dataset, group_examples, measure_leakage, open_values, phrasing, prepare_data, read_config, read_examples, read_jsonl, replace_folder,
+from toolcall_ft.data import (CHOICES, build_example, contradictions, disk_errors, from_dataset, group_examples, measure_leakage, open_values, phrasing, prepare_data, read_config, read_examples, read_jsonl, replace_folder,
                               split_examples, split_rows, to_dataset, write_jsonl, write_text)
+from toolcall_ft.export import GGUF_TYPES
 from toolcall_ft.tools import UserError, clean_tools, dump_json, read_tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -35,7 +38,7 @@ def config_of(tmp_path, records, **data):
 
 # --- Records -------------------------------------------------------------------------------------------------------------
 
-BAD = [("{no json", "record"), ("[]", "record"), ("null", "record"), ('"text"', "record"), ("{}", "user"), ('{"user": 3, "answer": "x"}', "user"), ('{"user": "u"}', "tool_name"),
+BAD = [("{no json", "record"), ("[]", "record"), ("null", "record"), ('"text"', "record"), ("{}", "record"), ('{"user": 3, "answer": "x"}', "user"), ('{"user": "u"}', "tool_name"),
        ('{"user": "u", "tool_name": "", "arguments": {}}', "tool_name"), ('{"user": "u", "tool_name": "nope", "arguments": {}}', "tool_name"), ('{"user": "u", "tool_name": "get_weather"}', "arguments"),
        ('{"user": "u", "tool_name": "get_weather", "arguments": {"town": "x"}}', "arguments.city"), ('{"user": "u", "tool_name": "get_weather", "arguments": "{"}', "arguments"),
        ('{"user": "u", "tool_name": "get_weather", "arguments": [1]}', "arguments"), ('{"user": "u", "calls": 3}', "calls"), ('{"user": "u", "calls": [3]}', "calls[0]"),
@@ -72,7 +75,7 @@ def test_any_json_becomes_an_example_or_an_error(tmp_path_factory, records):
     whole = len(records) == 1 and isinstance(records[0], list)  # such a file is a JSON list of records
     assert whole or len(examples) + len(errors) == len(records)
     split_examples(examples, 0.1, 0.2)
-    assert json.dumps(from_dataset(to_dataset(examples))) == json.dumps([{k: e[k] for k in ("messages", "tools")} for e in examples])
+    assert json.dumps(from_dataset(to_dataset(examples))) == json.dumps(examples)
 
 
 @pytest.mark.parametrize("name, text, lines", [
@@ -97,7 +100,7 @@ def test_a_repeated_key_costs_one_record(tmp_path):
     assert len(examples) == 2 and errors[0]["line"] == 2 and "twice" in errors[0]["reason"]
 
 
-@pytest.mark.parametrize("data, words", [(b"", "empty"), (b" \n", "empty"), ('{"user": "查"}'.encode("utf-16"), "UTF-16"), (None, "no such file")])
+@pytest.mark.parametrize("data, words", [(b"", "empty"), (b" \n", "empty"), (None, "no such file")])
 def test_files_that_cannot_be_read(tmp_path, data, words):
     if data is not None:
         (tmp_path / "x.jsonl").write_bytes(data)
@@ -161,7 +164,7 @@ def test_openai_messages_of_both_ages(tmp_path):
 @pytest.mark.parametrize("text, words", [
     ("trian: {}", "line 1.*unknown key.*'train'"), ("train:\n  lora_rnk: 3", "line 2.*lora_rank"), ("seed: yes", "line 1: seed: a whole number"), ("seed: 1.5", "whole number"),
     ("evaluate: {limit: all}", "evaluate.limit: a whole number"), ("train:\n\n  learning_rate: fast", "line 3.*a number"), ("train: {learning_rate: .inf}", "not possible"), ("seed: -1", "0 or more"),
-    ("generate: {batch_size: 0}", "1 or more"), ("evaluate: {limit: 0}", "1 or more"), ("export: {formats: []}", "list is empty"),
+    ("generate: {batch_size: 0}", "1 or more"), ("evaluate: {limit: 0}", "1 or more"), ("seed: 1\nserve: {port: 99999}", "line 2: serve.port: 99999 is no port"), ("export: {formats: []}", "list is empty"),
     ("data: {logs: [1]}", "list of texts"), ("data: 3", "section"), ("run: null", "a text"), ("- a", "mapping"), ("a: [", "not YAML"), ("a: 1\na: 2", "line 2.*twice"), ("{seed: 1, seed: 2}", "twice"), ("a: \x01", "not YAML"), ("model: ''", "must not be empty"),
     ("train: {backend: unslot}", "line 1: train.backend: 'unslot' is not one of auto, unsloth, peft"), ("a: 1", "unknown key"), ("export: {formats: [Q4]}", "'Q4' is not one of F16"),
     ("seed: 1\nmodel: ./nowhere", "line 2: model: there is no"), ("data: {functions: gone.py}", "data.functions: there is no"), ("!!python/object:os.system x", "not YAML"), ("3: 4", "unknown key '3'"), ("{a: 1}: 2", "YAML|unknown key")])
@@ -193,6 +196,15 @@ def test_a_full_disk_is_a_user_error_and_leaves_the_old_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("cannot be written") == 2, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"] and (tmp_path / "x.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("trouble, advice", [(errno.ENOSPC, "Free some space, or choose another folder"), (errno.EACCES, ". Choose another folder")])
+def test_the_advice_fits_the_trouble(tmp_path, trouble, advice):
+    with pytest.raises(UserError, match=advice), disk_errors(tmp_path): raise OSError(trouble, os.strerror(trouble))
+
+
+def test_the_formats_of_the_configuration_are_those_of_the_export():
+    assert CHOICES["export.formats"] == list(GGUF_TYPES)
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
@@ -262,11 +274,44 @@ def test_logs_that_cannot_be_split_are_said_to_be(tmp_path):
 
 
 def test_no_usable_record_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="no usable record.*line 1, user"):
+    with pytest.raises(UserError, match="no usable record.*line 1, record"):
         prepare_data(config_of(tmp_path, [{}]))
     with pytest.raises(UserError, match="no such file"):
         prepare_data(config_of(tmp_path, [GOOD], logs=[str(tmp_path / "gone.jsonl")]))
 
+
+def test_files_of_several_formats_become_one_data_set(tmp_path):
+    table = tmp_path / "logs.csv"
+    table.write_text("query,tool,arguments\n" + "".join(f'"ask {i}, please",get_weather,"{{""city"": ""town{i}""}}"\n' for i in range(9)), encoding="utf-16")
+    talk = {"talk": [{"who": "me", "said": "Rome?"}, {"who": "does", "said": '{"name": "get_weather", "arguments": {"city": "Rome"}}'}]}
+    write_jsonl(tmp_path / "shared.jsonl", [talk, {"talk": 3}])
+    write_text(tmp_path / "dataset_info.json", dump_json({"mine": {"file_name": "shared.jsonl", "columns": {"messages": "talk"}, "tags": {"role_tag": "who", "content_tag": "said", "user_tag": "me", "function_tag": "does"}}}))
+    config = config_of(tmp_path, [GOOD] * 3, logs=[str(tmp_path / "logs.jsonl"), str(table), str(tmp_path / "shared.jsonl")], dataset_info=str(tmp_path / "dataset_info.json"))
+    counts = prepare_data(config)
+    assert counts["formats"] == {"logs": 12, "sharegpt": 2} and counts["rejected"] == 1 and sum(counts[name] for name in ("train", "validation", "test")) == 13
+    from datasets import load_from_disk
+    for name in ("train", "validation", "test"):
+        assert from_dataset(load_from_disk(str(tmp_path / "run/data/dataset" / name))) == read_jsonl(tmp_path / f"run/data/{name}.jsonl")
+    with pytest.raises(UserError, match="no usable record"): prepare_data({**config, "data": {**config["data"], "format": "bfcl", "dataset_info": None}})
+
+
+def test_a_million_bad_lines_take_no_memory(tmp_path):
+    import tracemalloc
+    config = config_of(tmp_path, [GOOD])
+    peaks = []
+    for count in (1_000, 10_000):
+        with open(tmp_path / "logs.jsonl", "a") as file: file.writelines(f'{{"user": "{i}", "tool_name": "nope", "arguments": {{}}}}\n' for i in range(count))
+        tracemalloc.start()
+        assert prepare_data(config)["rejected"] >= count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 3_000_000, peaks
+
+
+def test_records_that_bring_the_same_tools_share_them(tmp_path):
+    schemas = [{"name": "own", "parameters": {"x": {"type": "int"}}}]
+    examples, _ = read(tmp_path, "".join(dump_json({"user": f"u{i}", "tool_name": "own", "arguments": {"x": i}, "tools": schemas}) + "\n" for i in range(3)))
+    assert len(examples) == 3 and examples[0]["tools"] is examples[2]["tools"]
 
 # --- The demo ------------------------------------------------------------------------------------------------------------
 
