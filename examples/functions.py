@@ -24,17 +24,17 @@ def HandleTongzhiTonggao(operation: Literal["ADD", "DELETE", "UPDATE", "LIST"], 
     """
     mine = [notice for notice in NOTICES if notice["type"] == type]
     if operation == "LIST":
-        return {"notices": [notice["content"] for notice in mine]}
+        return {"notices": [notice["content"] for notice in mine]} if mine else {"message": f"没有{type}"}
     if operation == "ADD":
         NOTICES.append({"type": type, "content": content})
-        return {"done": True, "count": len(mine) + 1}
+        return {"message": f"{type}已发布"}
     if operation == "UPDATE":
         if mine:
             mine[-1]["content"] = content
-        return {"done": bool(mine), "count": len(mine)}
+        return {"message": f"{type}已更新" if mine else f"没有{type}"}
     found = [notice for notice in mine if content and content in notice["content"]]
     NOTICES[:] = [notice for notice in NOTICES if notice not in found]
-    return {"done": bool(found), "count": len(mine) - len(found)}
+    return {"message": f"{type}已删除" if found else f"没有这条{type}"}
 
 
 def WeatherApi(query_key: str) -> dict:
@@ -52,7 +52,7 @@ def WaterMachineApi(operation: Literal["水壶取水", "水壶停水", "停止�
     Args:
         operation: 操作指令
     """
-    return {"done": True, "operation": operation}
+    return {"message": f"已经{operation}"}
 
 
 def HealthReportSimple(health_report_question: str) -> dict:

@@ -146,13 +146,43 @@ def ask_back(first, question, reply):
     return {**reply, "history": [{"role": "user", "content": first}, {"role": "assistant", "content": question}]}
 
 
-def with_answer(made):
+def run_tool(rng, made, contents):
+    """What the tool says to the call of a record; the notice board holds two notices, and every other time the one that is meant."""
+    meant = [made["arguments"]["content"]] if "content" in made["arguments"] and rng.random() < .5 else []
+    functions.NOTICES[:] = [{"type": made["arguments"].get("type"), "content": content} for content in meant + rng.sample(contents, rng.randint(0, 2))]
+    return getattr(functions, made["tool_name"])(**made["arguments"])
+
+
+def say(result):
+    """A result as a sentence."""
+    if "weather" in result:
+        return f"{result['weather']}，{result['temperature']}度。"
+    if "sleep_hours" in result:
+        return f"睡眠{result['sleep_hours']}小时，心率{result['heart_rate']}。"
+    value = next(iter(result.values()))
+    return f"{'、'.join(value) if isinstance(value, list) else value}。"
+
+
+def with_answer(rng, made, contents):
     """The same record with what the tool said and a final text that rests on it."""
-    arguments, result = made["arguments"], getattr(functions, made["tool_name"])(**made["arguments"])
-    texts = {"get_weather": lambda: f"{arguments['city']}：{result['weather']}，{result['temperature']}度。", "WeatherApi": lambda: f"{arguments['query_key']}：{result['weather']}，{result['temperature']}度。",
-             "search_restaurants": lambda: f"推荐{'、'.join(result['restaurants'])}。", "search_tourist_spots": lambda: f"推荐{'、'.join(result['spots'])}。",
-             "WaterMachineApi": lambda: f"好的，已经{arguments['operation']}。"}
-    return {**made, "result": result, "answer": texts[made["tool_name"]]()}
+    result = run_tool(rng, made, contents)
+    return {**made, "result": result, "answer": say(result)}
+
+
+def as_history(made):
+    """The messages of a record that was asked, called and answered."""
+    call = {"type": "function", "function": {"name": made["tool_name"], "arguments": made["arguments"]}}
+    result = {"role": "tool", "name": made["tool_name"], "content": json.dumps(made["result"], ensure_ascii=False)}
+    return [{"role": "user", "content": made["user"]}, {"role": "assistant", "content": "", "tool_calls": [call]}, result, {"role": "assistant", "content": made["answer"]}]
+
+
+def with_conversations(rng, made, contents, answered, longer):
+    """The records, `answered` of them with a result and an answer, and `longer` more in which one of them is asked after another was answered."""
+    simple = [r for r in made if "tool_name" in r and "history" not in r]
+    chosen = rng.sample(simple, answered)
+    pairs = [rng.sample(simple, 2) for _ in range(longer)]
+    return [*(r for r in made if r not in chosen), *(with_answer(rng, r, contents) for r in chosen),
+            *({**second, "history": as_history(with_answer(rng, first, contents))} for first, second in pairs)]
 
 
 def community_records(rng, site):
@@ -214,11 +244,10 @@ def make_logs(seed=0):
     records = []
     for i, (phrasings, values) in enumerate(zip(deal_phrasings(rng), deal_values(rng))):
         site = {**phrasings, **values}
-        for tools, made in ((COMMUNITY, community_records(rng, site)), (TRAVEL, travel_records(rng, site))):
+        for tools, made, answered, longer in ((COMMUNITY, community_records(rng, site), 5, 6), (TRAVEL, travel_records(rng, site), 4, 4)):
             made = list({(r["user"], str(r.get("history"))): r for r in made}.values())
-            simple = [r for r in made if r.get("tool_name") in {"WeatherApi", "WaterMachineApi", *TRAVEL} and "history" not in r]
-            chosen = [id(r) for r in rng.sample(simple, 4)]
-            records += [{**(with_answer(r) if id(r) in chosen else r), "tools": tools, "group": f"site-{i + 1:02d}"} for r in made]
+            made = with_conversations(rng, made, site["contents"], answered, longer)
+            records += [{**r, "tools": tools, "group": f"site-{i + 1:02d}"} for r in made]
     rng.shuffle(records)
     return records
 

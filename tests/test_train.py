@@ -3,6 +3,8 @@ import importlib.util
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from toolcall_ft import train
 from toolcall_ft.data import read_jsonl
@@ -121,6 +123,18 @@ def test_checkpoints_of_other_settings_are_not_continued(tmp_path):
         (tmp_path / f"c/checkpoint-{step}/trainer_state.json").write_text(state)
     assert last_checkpoint(tmp_path / "c", "one").endswith("checkpoint-10")
     assert last_checkpoint(tmp_path / "c", "two") is None and not list((tmp_path / "c").glob("checkpoint-*"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=120), st.integers(1, 9), st.integers(0, 3))
+@settings(deadline=None, max_examples=200)
+def test_every_row_comes_once_in_each_epoch_and_full_batches_share_their_tools(rows, size, epoch):
+    sampler = train.PrefixSampler([[tools, 99, *range(length)] for tools, length in rows], end=99, size=size, seed=0)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(rows))) and len(sampler) == len(rows)
+    batches = [order[start:start + size] for start in range(0, len(order), size)]
+    shared = sum(len({rows[number][0] for number in batch}) == 1 and len(batch) == size for batch in batches)
+    assert shared >= sum(len(group) // size for group in sampler.groups)
 
 
 def test_unsloth_is_taken_when_it_is_there():

@@ -141,9 +141,13 @@ def trained_loss(
 
 # %% ../nbs/03_unsloth_lora.ipynb #c029
 class PrefixSampler:
-    "The order of rows for a trainer: another one in each epoch, in which the rows of a batch share their first turn wherever there are enough of them"
+    "The order of rows for a trainer: another one in each epoch, in which the rows of a batch share their first turn, and are of like length after it, wherever there are enough of them"
     def __init__(self, rows, end, size, seed):
-        self.groups, self.size, self.seed, self.epoch = prefix_groups(rows, end), size, seed, 0
+        groups = {}
+        for number, row in enumerate(rows):
+            first = row.index(end)
+            groups.setdefault((*row[:first], (len(row) - first).bit_length()), []).append(number) # the rest within a factor of two
+        self.groups, self.size, self.seed, self.epoch = list(groups.values()), size, seed, 0
 
     def __len__(self): return sum(map(len, self.groups))
     def set_epoch(self, epoch): self.epoch = epoch
@@ -251,7 +255,7 @@ def trainer_settings(
     from trl import SFTConfig
     gpu, steps = torch.cuda.is_available(), -(-rows // (batch_size * gradient_accumulation))
     return SFTConfig(
-        output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=batch_size, per_device_eval_batch_size=4 * batch_size,
+        output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size * (1 if gpu else 4),
         gradient_accumulation_steps=gradient_accumulation, learning_rate=learning_rate, warmup_steps=warmup_ratio, lr_scheduler_type="cosine",
         bf16=compute_type() == "bfloat16", fp16=compute_type() == "float16", use_cpu=not gpu, gradient_checkpointing=gpu,
         dataloader_pin_memory=gpu, optim="adamw_torch_fused", train_sampling_strategy="group_by_length" if gpu else "random", seed=seed,
@@ -281,22 +285,22 @@ def encode_splits(
     validation_rows:list, # examples, may be empty
     tokenizer, # of the model
     max_length:int, # tokens; longer rows are set aside
-    )->tuple: # (train, validation or None, number of rows that were too long)
-    "Encoded rows for the trainer; over-long ones are reported, and it is a `UserError` if nothing is left to train on"
-    train, too_long = encode_dataset(train_rows, tokenizer, max_length)
-    validation, too_long_too = encode_dataset(validation_rows, tokenizer, max_length)
-    left_out = len(too_long) + len(too_long_too)
-    if left_out: print(f"{left_out} rows have more than {max_length} tokens and are left out (the longest has "
-                       f"{max(row['tokens'] for row in too_long + too_long_too)}); train.max_length is the limit")
-    if len(train): return train, validation if len(validation) else None, left_out
-    raise UserError(f"no row is left to train on: {len(train_rows)} were given, {len(too_long)} are longer than train.max_length {max_length}")
+    train_on:str="assistant", # as in `encode_example`
+    )->tuple: # (train, validation or None, number of rows that were left out)
+    "Encoded rows for the trainer; those that cannot be used are reported, and it is a `UserError` if nothing is left to train on"
+    train, problems = encode_dataset(train_rows, tokenizer, max_length, train_on)
+    validation, more = encode_dataset(validation_rows, tokenizer, max_length, train_on)
+    left_out = problems + more
+    if left_out: print(f"{len(left_out)} rows are left out. The first: {left_out[0]['reason']}")
+    if len(train): return train, validation if len(validation) else None, len(left_out)
+    raise UserError(f"no row is left to train on: {len(train_rows)} were given" + (f". The first: {problems[0]['reason']}" if problems else ""))
 
 # %% ../nbs/03_unsloth_lora.ipynb #c047
 def training_report(
     trainer, # after training
     backend:str, # that trained
     tokens:int, # in one epoch
-    left_out:int, # over-long rows
+    left_out:int, # rows that could not be used
     )->dict: # what is worth keeping of a training
     "Losses before and after, speed and size of a finished training"
     points = curve_points(trainer.state.log_history)
@@ -314,13 +318,13 @@ def train_lora(
     model:str, # base model, as in `model_path`
     output, # folder for adapter/, curves.jsonl, curves.png
     backend:str="auto", # auto, unsloth or peft
-    epochs:float=3, batch_size:int=16, gradient_accumulation:int=1, learning_rate:float=2e-3, warmup_ratio:float=0.1, # see config.yaml
-    lora_rank:int=16, lora_alpha:int=32, max_length:int=2048, four_bit:bool=False, save_steps:int=50, seed:int=0,
+    epochs:float=3, batch_size:int=8, gradient_accumulation:int=1, learning_rate:float=2e-3, warmup_ratio:float=0.1, # see config.yaml
+    lora_rank:int=16, lora_alpha:int=32, max_length:int=2048, train_on:str="assistant", four_bit:bool=False, save_steps:int=50, seed:int=0,
     )->dict: # losses, steps, seconds
     "LoRA on the assistant's tokens; goes on from a checkpoint if one of the same rows and settings is there"
-    options = [str(model), backend, epochs, batch_size, gradient_accumulation, learning_rate, warmup_ratio, lora_rank, lora_alpha, four_bit, seed]
+    options = [str(model), backend, epochs, batch_size, gradient_accumulation, learning_rate, warmup_ratio, lora_rank, lora_alpha, train_on, four_bit, seed]
     output, backend, tokenizer = Path(output), start_backend(backend), load_tokenizer(model)
-    train, validation, left_out = encode_splits(train_rows, validation_rows, tokenizer, max_length)
+    train, validation, left_out = encode_splits(train_rows, validation_rows, tokenizer, max_length, train_on)
     fingerprint = hashlib.sha256(dump_json([options, train["input_ids"][:]]).encode()).hexdigest()
     checkpoint = last_checkpoint(output / "checkpoints", fingerprint)
     if checkpoint: print(f"going on from {Path(checkpoint).name}")
