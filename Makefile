@@ -7,7 +7,7 @@ STAMP = .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY = 1
 export UNSLOTH_DISABLE_STATISTICS = 1
 
-.PHONY: setup demo test check readme figures bench docs constraints
+.PHONY: setup demo test browser check readme figures bench docs constraints
 
 setup: $(STAMP)
 	@$(BIN)/toolcall-ft llama-cpp
@@ -24,6 +24,11 @@ demo: setup
 
 test: setup check
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 nbs/*.ipynb tests
+
+# a Chromium for the tests of the viewer, where there is none yet
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name && exit; done; \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-noto-cjk; else sudo apt-get install chromium; fi
 
 # the modules are in step with the notebooks, the notebooks are clean, the READMEs are in step with the index
 check: $(STAMP)

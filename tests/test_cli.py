@@ -40,6 +40,87 @@ def test_init_writes_a_project_and_never_overwrites(project, capsys):
     assert config["run"].endswith("runs/first") and config["data"]["functions"].endswith("functions.py")
 
 
+def test_init_says_when_nothing_was_changed(project, capsys):
+    assert main(["init"]) == 0 and "Nothing was changed" in capsys.readouterr().out
+
+
+def test_a_model_that_is_nowhere_is_refused_with_its_line(project, capsys):
+    write_text(project / "config.yaml", "run: runs/x\nmodel: tiny-qwen\n")
+    assert main(["data"]) == 2
+    said = capsys.readouterr().err
+    assert "config.yaml, line 2: model: tiny-qwen" in said and "'tiny-qwen2'" in said
+    (project / "hollow").mkdir()
+    write_text(project / "config.yaml", "model: hollow\n")
+    assert main(["data"]) == 2 and "config.yaml, line 1: model:" in (said := capsys.readouterr().err) and "no tokenizer" in said
+
+
+def test_functions_that_do_not_fit_the_tools_are_noted_and_noted_again(project, capsys):
+    write_text(project / "functions.py", "def find_colleague(): return 'nobody'\n")
+    assert main(["data"]) == 0
+    said = capsys.readouterr().out
+    assert "functions.py has no function book_room" in said and "find_colleague does not take the arguments of its tool: got an unexpected keyword" in said
+    config = read_config("config.yaml")
+    run_stages(chain(config)[:1], config)
+    again = capsys.readouterr().out
+    assert "done already" in again and "functions.py has no function book_room" in again
+
+
+def test_the_tools_offered_are_those_of_most_rows(project):
+    config = read_config("config.yaml")
+    tools, question = cli.known_tools(config)
+    assert {tool["function"]["name"] for tool in tools} >= {"book_room", "find_colleague"} and question is None
+    assert main(["data"]) == 0
+    one = [tool for tool in tools if tool["function"]["name"] == "find_colleague"]
+    rows = [json.loads(line) for line in Path("runs/first/data/test.jsonl").read_text().splitlines()]
+    train = Path("runs/first/data/train.jsonl")
+    write_text(train, "".join(json.dumps({**row, "tools": one}) + "\n" for row in rows))
+    write_text(Path("runs/first/data/test.jsonl"), "".join(json.dumps({**row, "tools": one}) + "\n" for row in rows))
+    tools, question = cli.known_tools(config)
+    assert tools == one and question in [row["messages"][0]["content"] for row in rows]
+
+
+def test_the_data_stage_leaves_a_report_and_strict_stops_on_errors(project, capsys):
+    assert main(["data", "--strict"]) == 0
+    said = capsys.readouterr().out
+    assert "checks of the examples: 0 errors" in said and {"checks.md", "checks.png", "checks.jsonl"} <= {path.name for path in Path("runs/first/data").iterdir()}
+    lines = [{"user": "Where does Li Wei sit?", "tool_name": "find_colleague", "arguments": {"name": name}, "group": "a"} for name in ("Li Wei", "Wei Li")]
+    write_text(project / "logs.jsonl", Path("logs.jsonl").read_text() + "".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["data"]) == 0
+    assert main(["data", "--strict"]) == 2
+    assert "contradiction" in capsys.readouterr().err
+
+
+def test_examples_are_converted_there_and_back(project, capsys):
+    write_text(project / "bad.jsonl", Path("logs.jsonl").read_text() + "no JSON\n")
+    assert main(["convert", "bad.jsonl", "share.json", "--to", "sharegpt", "--tools", "tools.json"]) == 0
+    assert "108 examples" in capsys.readouterr().out and json.loads(Path("share.json.rejected.jsonl").read_text())["line"] == 109
+    assert json.loads(Path("dataset_info.json").read_text())["share"]["formatting"] == "sharegpt"
+    assert main(["convert", "share.json", "back.jsonl"]) == 0 and main(["convert", "logs.jsonl", "straight.jsonl", "--tools", "tools.json"]) == 0
+    assert Path("back.jsonl").read_bytes() == Path("straight.jsonl").read_bytes()
+    assert main(["convert", "logs.jsonl", "x", "--to", "sharegtp", "--tools", "tools.json"]) == 2 and "'sharegpt'" in capsys.readouterr().err
+
+
+def test_examples_are_made_from_tools_alone(project, capsys):
+    write_text(project / "pools.yaml", "room: [Blue, Red]\n")
+    assert main(["synthesise", "rows.jsonl", "--count", "30", "--pools", "pools.yaml"]) == 0
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    made = [json.loads(call["function"]["arguments"]) for row in rows for m in row["messages"] for call in m.get("tool_calls") or [] if call["function"]["name"] == "book_room"]
+    assert len(rows) == 30 and {call["room"] for call in made} <= {"Blue", "Red"} and made
+    write_text(project / "config.yaml", "data: {logs: [rows.jsonl], tools: tools.json}\nrun: runs/made\n")
+    assert main(["data"]) == 0 and "rejected 0" in capsys.readouterr().out
+
+
+def test_the_page_shows_every_training_row(project):
+    assert main(["data"]) == 0 and main(["inspect", "--n", "1", "--html", "page.html"]) == 0
+    rows = len(Path("runs/first/data/train.jsonl").read_text().splitlines())
+    assert cli.make_inspection(read_config("config.yaml"))["examples"] == rows and Path("page.html").stat().st_size > 10_000
+
+
+def test_a_call_that_cannot_be_read_is_no_answer():
+    said = cli.describe_message({"role": "assistant", "content": '<tool_call>\n{"name": '})
+    assert said.startswith("unread") and cli.describe_message({"role": "assistant", "content": "Hello"}) == "answer  Hello"
+
+
 def test_sample_tools_are_those_of_the_sample_functions(project):
     from toolcall_ft.tools import read_functions, read_tools, tool_schema
     assert read_tools("tools.json") == [tool_schema(function) for function in read_functions("functions.py").values()]

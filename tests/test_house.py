@@ -9,8 +9,8 @@ from configparser import ConfigParser
 
 import pytest
 
-ORDER = ["tools", "data", "template", "train", "generate", "evaluate", "export", "serve", "cli", "tiny"]
-HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "unsloth", "numpy", "pandas", "matplotlib", "openai", "mcp", "xgrammar", "transformers_cfg")
+ORDER = ["tools", "formats", "data", "checks", "synthesise", "template", "viewer", "train", "generate", "evaluate", "export", "serve", "cli", "tiny"]
+HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "unsloth", "numpy", "pandas", "matplotlib", "openai", "mcp", "ipywidgets", "playwright", "xgrammar", "transformers_cfg")
 
 
 def notebooks(repository):
@@ -30,7 +30,7 @@ def imports(tree):
 
 def top_level(tree):
     "The statements that run when the module is imported."
-    return ast.Module([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))], [])
+    return ast.Module([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))], [])
 
 
 def module_tree(repository, name):
@@ -134,7 +134,7 @@ def test_the_wheel_holds_model_and_configuration(repository, tmp_path):
     held = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     package = repository / "toolcall_ft"
     data = [path for folder in ("sample", "tiny_data", "tiny_qwen2") for path in (package / folder).iterdir() if path.is_file()]
-    for path in [package / "config.yaml", *package.glob("*.py"), *data]:
+    for path in [*(package / name for name in ("config.yaml", "synthesise.yaml", "viewer.html")), *package.glob("*.py"), *data]:
         assert str(path.relative_to(repository)) in held, path
 
 

@@ -19,6 +19,8 @@ from functools import lru_cache
 from itertools import groupby
 from os.path import commonprefix
 
+from tqdm import tqdm
+
 from .template import encode_prompt, load_tokenizer, model_path
 from .tools import UserError, check_call, dump_json, parse_calls
 
@@ -352,7 +354,7 @@ def generate_answers(model, tokenizer, requests:list, # {"messages", "tools"}
                      max_new_tokens:int=160, batch_size:int=32)->list: # {"content", "calls", "errors", "text", "seconds"}, in the order of the requests
     "Ask a model, in batches; the answers are parsed into content, calls and errors."
     prompts, answers = [encode_prompt(request, tokenizer) for request in requests], [None] * len(requests)
-    for batch in make_batches(requests, list(map(len, prompts)), batch_size):
+    for batch in tqdm(make_batches(requests, list(map(len, prompts)), batch_size), unit="batch", leave=False, disable=None):  # None: shown in a terminal only
         start = time.perf_counter()
         grammar = tool_grammar(requests[batch[0]].get("tools") or [], required) if constrained else None
         rows = generate_batch(model, tokenizer, [prompts[i] for i in batch], grammar, engine, max_new_tokens)

@@ -21,6 +21,8 @@ import urllib.request
 import weakref
 from pathlib import Path
 
+from tqdm import tqdm
+
 # %% ../nbs/07_ollama_test.ipynb #c004
 from .data import write_text
 from .export import check_magic, find_llama_cpp, read_gguf
@@ -206,7 +208,7 @@ def openai_answerer(url:str, # of llama-server, Ollama, vLLM, or any other serve
     client = OpenAI(base_url=base if base.endswith("/v1") else f"{base}/v1", api_key="none", timeout=timeout, max_retries=0)
     settings = {"model": model or "default", "temperature": 0, "max_tokens": max_new_tokens, **({"tool_choice": "none"} if free else {})}
     def answer(requests:list)->list:
-        with ThreadPoolExecutor(workers) as pool: return list(pool.map(lambda request: ask_server(client, request, settings), requests))
+        with ThreadPoolExecutor(workers) as pool: return list(tqdm(pool.map(lambda request: ask_server(client, request, settings), requests), total=len(requests), unit="request", leave=False, disable=None))
     return answer
 
 # %% ../nbs/07_ollama_test.ipynb #c051
