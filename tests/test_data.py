@@ -135,6 +135,17 @@ def test_where_groups_are_too_big_single_requests_are_dealt():
     assert not asked["test"] & asked["train"], "equal requests stay together"
 
 
+def test_the_berkeley_leaderboards_answers_stand_in_a_folder_of_their_own(tmp_path):
+    question = lambda number: {"id": f"simple_{number}", "question": [[{"role": "user", "content": "Weather in Oslo?"}]],
+                               "function": [{"name": "weather", "description": "", "parameters": {"type": "dict", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]}
+    (tmp_path / "possible_answer").mkdir()
+    write_jsonl(tmp_path / "BFCL_v3_simple.json", [question(0), question(1)])
+    write_jsonl(tmp_path / "possible_answer/BFCL_v3_simple.json", [{"id": "simple_0", "ground_truth": [{"weather": {"city": ["Oslo", "oslo"]}}]}])
+    examples, errors = read_examples(tmp_path / "BFCL_v3_simple.json")
+    assert [call["function"] for call in examples[0]["messages"][-1]["tool_calls"]] == [{"name": "weather", "arguments": {"city": "Oslo"}}]
+    assert len(examples) == 1 and [(error["line"], error["field"]) for error in errors] == [(2, "ground_truth")]
+
+
 def test_phrasings_that_differ_in_a_number_are_one():
     tools, _ = clean_tools([{"name": "brew", "parameters": {"minutes": {"type": "integer"}, "what": {"type": "string"}}}])
     asked = [build_example([f"boil {what} for {minutes} minutes", "brew", {"what": what, "minutes": minutes}], tools) for what, minutes in (("eggs", 4), ("tea leaves", 30))]

@@ -470,4 +470,4 @@ def strict_error(findings:list, # from check_examples
     if not errors: return
     first = "".join(f"\n  {place(f['split'], f['index'])}: {f['kind']}: {f['text'][:160]}" for f in errors[:3])
     more = f"\n  and {len(errors) - 3:,} more" if len(errors) > 3 else ""
-    raise UserError(f"--strict: the examples have {len(errors):,} errors.{first}{more}\nAll of them are in {Path(folder) / 'checks.md'}. Mend or remove these rows, or leave out --strict.")
+    raise UserError(f"--strict: the examples have {len(errors):,} error{'s' if len(errors) > 1 else ''}.{first}{more}\nAll of them are in {Path(folder) / 'checks.md'}. Mend or remove these rows, or leave out --strict.")

@@ -494,10 +494,11 @@ def convert_command(arguments):
             written += 1
             yield value
     write_examples(arguments.output, good(), arguments.to)
-    print(f"{arguments.output}: {written} examples")
+    print(f"{arguments.output}: {written} examples" + (", and their entry in dataset_info.json beside it" if arguments.to == "sharegpt" else ""))
     if errors:
         write_jsonl(f"{arguments.output}.rejected.jsonl", errors)
         print(f"{arguments.output}.rejected.jsonl: {len(errors)} records that cannot be used. The first: line {errors[0]['line']}, {errors[0]['field']}: {errors[0]['reason']}")
+        if not arguments.tools: print("Records that bring no tools need them from --tools FILE.")
 
 @command(option("output", help="the file to write, one OpenAI example a line"), CONFIG, option("--count", type=positive, default=200, help="how many (default: 200)"),
          option("--pools", metavar="FILE", help="YAML: values for arguments"), option("--phrasings", metavar="FILE", help="YAML: sentences for tools"),
@@ -517,7 +518,7 @@ def synthesise_command(arguments):
         print(f"{arguments.output}.rejected.jsonl: {len(errors)} that failed. The first: {errors[0]['reason']}")
 
 # %% ../nbs/09_cli.ipynb #c047
-@command(CONFIG, option("--n", type=positive, default=3, help="how many examples (default: 3)"), option("--html", metavar="FILE", help="where to write the page"))
+@command(CONFIG, option("--n", type=positive, default=1, help="how many examples to print (default: 1); the page shows all"), option("--html", metavar="FILE", help="where to write the page (default: inspect.html in the run's folder)"))
 def inspect_command(arguments):
     "Show what the model will see: token ids, text and labels, as text and as a page"
     print(make_inspection(read_settings(arguments), arguments.n, arguments.html)["page"])

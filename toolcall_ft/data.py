@@ -7,10 +7,10 @@ __all__ = ['HEAD', 'RECORD_LIMIT', 'END_FINDER', 'OTHER_FILES', 'OPTIONAL_TYPES'
            'open_bytes', 'mark_bytes', 'text_encoding', 'mend_line', 'line_texts', 'line_records', 'value_end',
            'next_value', 'value_records', 'split_cells', 'csv_rows', 'drop_nulls', 'row_records', 'csv_records',
            'parquet_records', 'dataset_records', 'is_table', 'text_form', 'text_records', 'read_records', 'clean_offer',
-           'offered_tools', 'problem_field', 'finish_example', 'build_example', 'record_format', 'convert_records',
-           'iter_examples', 'read_examples', 'open_texts', 'open_values', 'phrasing', 'group_examples',
-           'split_examples', 'measure_leakage', 'example_texts', 'to_dataset', 'from_dataset', 'disk_errors',
-           'write_text', 'replace_folder', 'write_jsonl', 'read_jsonl', 'save_dataset', 'write_examples',
+           'offered_tools', 'problem_field', 'finish_example', 'build_example', 'record_format', 'berkeley_answers',
+           'convert_records', 'iter_examples', 'read_examples', 'open_texts', 'open_values', 'phrasing',
+           'group_examples', 'split_examples', 'measure_leakage', 'example_texts', 'to_dataset', 'from_dataset',
+           'disk_errors', 'write_text', 'replace_folder', 'write_jsonl', 'read_jsonl', 'save_dataset', 'write_examples',
            'written_rows', 'push_examples', 'key_lines', 'read_yaml', 'check_setting', 'merge_config', 'resolve_paths',
            'read_config', 'read_tags', 'convert_logs', 'read_logs', 'count_tools', 'reason_of', 'contradictions',
            'split_warnings', 'split_rows', 'set_aside', 'prepare_data']
@@ -373,10 +373,18 @@ def record_format(record, format:str, tags:dict)->str:
     try: return detect_format(record) if format == "auto" else format
     except RecordError: return None
 
+def berkeley_answers(path)->dict: # {id: calls}
+    "What the Berkeley leaderboard keeps apart: the right calls to the questions of a file, in a file of the same name in the folder `possible_answer`."
+    answers = Path(path).parent / "possible_answer" / Path(path).name
+    if not answers.is_file(): return {}
+    return {row["id"]: row.get("ground_truth") for _, row, reason in read_records(answers) if not reason and isinstance(row, dict) and isinstance(row.get("id"), str)}
+
 def convert_records(path, tools:list, format:str, system:str, tags:dict, # as in `iter_examples`
                     ):
     "Yields (kind, value, format) for each record of a file: its example or its error, and the format that it was read in."
+    answers = berkeley_answers(path)
     for line, record, reason in read_records(path):
+        if answers and isinstance(record, dict) and isinstance(record.get("id"), str): record = {"ground_truth": answers.get(record["id"]), **record}
         try:
             if reason: raise RecordError("record", reason)
             row = read_record(record, format, tags)
