@@ -233,6 +233,12 @@ def test_any_tool_gives_good_rows_or_a_user_error(fields, data):
     check_rows(rows)
 
 
+def test_lists_within_lists_of_one_value_take_no_time():
+    inner = {"const": 4}
+    for _ in range(4): inner = {"type": "array", "items": inner, "minItems": 3}
+    check_rows(synthesise([tool("t", {"options": inner, "city": TEXT}, ["options", "city"]), DESK], 12))
+
+
 # --- The user's own words ------------------------------------------------------------------------------------------------
 
 def test_pools_by_the_longest_name_and_inside_objects_and_lists():

@@ -231,11 +231,11 @@ def sample_array(kit:Kit, schema:dict, where:tuple, language:str)->list:
     first = schema.get("prefixItems", [])
     least = max(schema.get("minItems", 0), len(first), 1)
     most = min(schema.get("maxItems", least + 2), least + 2, *([len(first)] if first and schema.get("items") is False else []))
-    size, values = kit.rng.randint(min(least, most), most), []
-    for attempt in range(50 * size):
-        if len(values) == size: break
+    size, values, repeats = kit.rng.randint(min(least, most), most), [], 0
+    while len(values) < size and repeats < (50 if schema.get("uniqueItems") else 5): # in a row: lists within lists multiply them
         value = sample_value(kit, [*first, schema.get("items", {})][min(len(values), len(first))], where, language)
-        if value not in values or len(values) < len(first): values.append(value)
+        repeats = repeats + 1 if value in values and len(values) >= len(first) else 0
+        if not repeats: values.append(value)
     while values and len(values) < least and not schema.get("uniqueItems"): values.append(deepcopy(kit.rng.choice(values)))
     return values
 
