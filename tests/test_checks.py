@@ -12,7 +12,7 @@ from toolcall_ft import checks
 from toolcall_ft.checks import (ENOUGH, KINDS, SEVERITIES, check_chart, check_examples, check_table, code_span, letters, strict_error, write_report)
 from toolcall_ft.data import contradictions, measure_leakage, open_values, phrasing, read_config, read_jsonl, read_logs, split_rows
 from toolcall_ft.formats import call_message
-from toolcall_ft.tools import UserError, clean_tools, dump_json
+from toolcall_ft.tools import UserError, clean_tools, dump_json, read_tools
 
 FIELD = {"type": "string", "description": "What"}
 WEATHER, FOOD, SEND = clean_tools([
@@ -78,7 +78,7 @@ def test_a_bad_row_is_found_at_its_place_and_for_one_reason(kind, example):
     "The good rows before it have nothing to do with it; none has its words."
     splits = {"train": [rain("Bergen", "How cold is {}?"), rain("Molde", "Umbrella for {}?"), example]}
     assert kinds(splits) == {kind: 1}
-    assert [f["index"] for f in check_examples(splits) if f["kind"] == kind] == [2]
+    assert [f["row"] for f in check_examples(splits) if f["kind"] == kind] == [3]
 
 
 def test_reasoning_and_angle_brackets_are_no_look_alikes():
@@ -89,6 +89,53 @@ def test_a_value_is_found_through_case_width_and_punctuation():
     assert letters("Ｎｅｗ－York, ２ days!") == "newyork2days"
     for text in ("rain in ｏｓｌｏ?", "Rain in O.S.L.O", "RAIN IN OSLO"): assert kinds({"train": [ask(text, "get_weather", city="Oslo")]}) == {}
     assert kinds({"train": [ask("Food", "find_food", place="!?!", sort_by="price")]}) == {}, "no letters, nothing to look up; an enum is no open value"
+
+
+NUMBERS = [(7, "in 7 days", True), (7, "in seven days", True), (7, "七天以后", True), (8, "in 7 days", False), (12, "二十一天", False), (21, "二十一天", True), (350, "三百五十", True), (1000, "1,000 of them", True), (1000, "1000.0", True),
+           (10, "1,000 of them", True), (0.05, "at 5 %", True), (0.06, "at 5 %", False), (120, "two hours", True), (130, "two hours", False), (15, "at 3 pm", True), (2_500_000, "2.5 million", True), (-4, "minus 4", True), (2026, "on 2026-11-21", True),
+           (1, "a lot", True), (0, "nothing", True), (5, "nothing", False), (10 ** 400, "9" * 5000, True), (35, "３５", True)]
+
+
+@pytest.mark.parametrize("number,text,fine", NUMBERS)
+def test_a_number_that_nobody_said_is_noted(number, text, fine):
+    assert ("invented value" in kinds({"train": [ask(f"Rain in Oslo, {text}?", "get_weather", city="Oslo", days=number)]})) is not fine
+
+
+def test_numbers_of_choices_and_defaults_come_from_the_schema():
+    tools, _ = clean_tools([{"name": "t", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "integer", "enum": [5, 6], "description": "d"}, "b": {"type": "number", "default": 9, "description": "d"},
+                                                                                                  "c": {"type": "array", "description": "d", "items": {"type": "integer"}}}}}])
+    assert kinds({"train": [ask("Go", "t", tools=tools, a=5, b=9)]}) == {} and kinds({"train": [ask("Go to 3", "t", tools=tools, b=8, c=[3, 4])]}) == {"invented value": 1}
+    results = [say("user", "How far?"), call_message([{"name": "t", "arguments": {}}]), say("tool", '{"km": 42}', name="t"), call_message([{"name": "t", "arguments": {"c": [42]}}])]
+    assert kinds({"train": [row(*results, tools=tools)]}) == {}, "a number from a result"
+
+
+@pytest.mark.parametrize("value, found", [(2**63 - 1, 0), (-2**63, 0), (2**63, 1), ([{"a": -2**63 - 1}, 10**30], 2), (True, 0), (1e30, 0)])
+def test_integers_that_no_server_can_show(value, found):
+    row = {"messages": [{"role": "user", "content": "u"}, call_message([{"name": "go", "arguments": {"x": value}}])], "tools": clean_tools([{"name": "go", "parameters": {"type": "object", "properties": {"x": {}}}}])[0]}
+    assert [f["kind"] for f in check_examples({"train": [row]})].count("large integer") == found
+
+
+def test_right_data_of_others_is_left_alone(repository):
+    "LLaMA-Factory's demo set, where it is: every number reported there is one that nobody said."
+    from toolcall_ft.data import read_examples
+    examples, _ = read_examples(repository / "examples" / "logs.jsonl", read_tools(repository / "examples" / "tools.json"))
+    assert not [f for f in check_examples({"train": examples}) if f["kind"] == "invented value"]
+    demo = repository.parent / "shared" / "data" / "glaive_toolcall_en_demo.json"
+    if demo.exists():
+        numbers = [f for f in check_examples({"train": read_examples(demo)[0]}) if f["kind"] == "invented value" and any(map(str.isdigit, f["text"].split(" for ")[0]))]
+        assert len(numbers) <= 8
+
+
+def test_a_finding_says_where_its_row_stood_in_the_logs():
+    sources = {("train", 1): "logs.jsonl, line 3", ("train", 2): "old.csv, line 9"}
+    found = next(f for f in check_examples({"train": [rain("Oslo"), rain("Oslo")]}, sources=sources) if f["kind"] == "duplicate")
+    assert found["row"] == 2 and found["source"] == "old.csv, line 9" and "train, row 1 (logs.jsonl, line 3)" in found["text"]
+    assert "train, row 2 (old.csv, line 9)" in check_table([found], {"train": [rain("Oslo"), rain("Oslo")]})
+
+
+def test_the_table_counts_as_the_findings_do():
+    splits = {"train": [rain(city) for city in CITIES[:12]], "validation": [rain("Oslo")], "test": [rain("Rome"), rain("Molde")]}
+    assert "| 3: validation 1, test 2 |" in check_table(check_examples(splits), splits)
 
 
 def test_lengths():
@@ -141,7 +188,7 @@ LEAKS = [("leaked request", rain("Oslo")), ("leaked request", ask("Rain in Oslo?
 def test_the_worst_leak_is_found_whatever_the_order_of_the_splits(kind, example):
     for splits in ({"train": [rain("Oslo", group="a")], "test": [example]}, {"test": [example], "train": [rain("Oslo", group="a")]}):
         found = [f for f in check_examples(splits) if f["kind"].startswith("leaked")]
-        assert [(f["kind"], f["split"], f["index"]) for f in found] == ([(kind, "test", 0)] if kind else [])
+        assert [(f["kind"], f["split"], f["row"]) for f in found] == ([(kind, "test", 1)] if kind else [])
 
 
 @settings(max_examples=150, deadline=None)
@@ -151,8 +198,8 @@ def test_leaks_agree_with_the_measure_of_the_data_module(pairs, data):
     cut = data.draw(st.integers(1, len(rows) - 1))
     splits = {"train": rows[:cut], "validation": [], "test": rows[cut:]}
     phrasings, values = ({key for example in rows[:cut] for key in of(example)} for of in (lambda e: [phrasing(e)], open_values))
-    expected = [index for index, example in enumerate(rows[cut:]) if phrasing(example) in phrasings or open_values(example) & values]
-    assert [f["index"] for f in sorted(check_examples(splits), key=lambda f: f["index"] or 0) if f["kind"].startswith("leaked")] == expected
+    expected = [row for row, example in enumerate(rows[cut:], 1) if phrasing(example) in phrasings or open_values(example) & values]
+    assert [f["row"] for f in sorted(check_examples(splits), key=lambda f: f["row"] or 0) if f["kind"].startswith("leaked")] == expected
     assert bool(expected) == any(measure_leakage({**splits}).values())
 
 
@@ -164,9 +211,9 @@ CITIES = [f"{a}{b}" for a in ("Nord", "Sud", "Ost") for b in ("heim", "hafen", "
 def test_balance_of_tools():
     many = [rain(city) for city in CITIES]
     found = check_examples({"train": many + [ask("Food in Rom", "find_food", place="Rom")], "test": [ask("Tell ann", "send", tools=(SEND,), to=["ann"])]})
-    texts = {f["kind"]: f["text"].split(":")[0] for f in found if f["index"] is None}
+    texts = {f["kind"]: f["text"].split(":")[0] for f in found if f["row"] is None}
     assert texts["dominant tool"] == "get_weather" and texts["rare tool"] == "find_food" and texts["untrained tool"] == "send"
-    assert {f["split"] for f in found if f["index"] is None} == {"train"}
+    assert {f["split"] for f in found if f["row"] is None} == {"train"}
     assert "uncalled tool" in {f["kind"] for f in check_examples({"train": many})}
     even = many[:ENOUGH] + [ask(f"Food in {city}", "find_food", place=city) for city in CITIES[:ENOUGH]]
     assert not {f["kind"] for f in check_examples({"train": even})} & {"dominant tool", "rare tool", "uncalled tool", "untrained tool"}
@@ -208,10 +255,10 @@ def test_any_rows_give_findings_that_can_be_written(rows):
     findings = check_examples({"test": rows[1:], "train": rows[:1]}, lambda example: 7, 5)
     assert repr(rows) == kept, "checking changes nothing"
     assert json.loads(json.dumps(findings)) == findings and dump_json(findings).encode()
-    assert all(set(f) == {"kind", "severity", "split", "index", "text"} and f["severity"] == KINDS[f["kind"]][0] and f["index"] in (None, 0, 1, 2) for f in findings)
+    assert all(set(f) == {"kind", "severity", "split", "row", "text"} and f["severity"] == KINDS[f["kind"]][0] and f["row"] in (None, 1, 2, 3) for f in findings)
     assert [SEVERITIES.index(f["severity"]) for f in findings] == sorted(SEVERITIES.index(f["severity"]) for f in findings)
-    usable = {("test", i - 1) if i else ("train", 0) for i in range(len(rows))} - {(f["split"], f["index"]) for f in findings if f["kind"] == "malformed"}
-    assert {(f["split"], f["index"]) for f in findings if f["kind"] == "too long"} == usable, "each row is checked or malformed"
+    usable = {("test", i) if i else ("train", 1) for i in range(len(rows))} - {(f["split"], f["row"]) for f in findings if f["kind"] == "malformed"}
+    assert {(f["split"], f["row"]) for f in findings if f["kind"] == "too long"} == usable, "each row is checked or malformed"
     table = check_table(findings, {"test": rows[1:], "train": rows[:1]})
     assert all(line.startswith("|") or not line or line == "Nothing was found." for line in table.split("\n"))
 

@@ -92,7 +92,7 @@ def test_forms_of_files(tmp_path, name, text, lines):
 def test_a_json_list_that_breaks_off_keeps_what_stands_before(tmp_path):
     text = json.dumps([GOOD, GOOD, GOOD], indent=1)
     examples, errors = read(tmp_path, text[:-40], "a.json")
-    assert len(examples) == 2 and len(errors) == 1 and errors[0]["line"] == 16
+    assert len(examples) == 2 and len(errors) == 1 and errors[0]["line"] == 19, "the line of the mistake"
 
 
 def test_a_repeated_key_costs_one_record(tmp_path):
@@ -144,6 +144,15 @@ def test_the_berkeley_leaderboards_answers_stand_in_a_folder_of_their_own(tmp_pa
     examples, errors = read_examples(tmp_path / "BFCL_v3_simple.json")
     assert [call["function"] for call in examples[0]["messages"][-1]["tool_calls"]] == [{"name": "weather", "arguments": {"city": "Oslo"}}]
     assert len(examples) == 1 and [(error["line"], error["field"]) for error in errors] == [(2, "ground_truth")]
+
+
+def test_the_berkeley_leaderboards_other_questions(tmp_path):
+    unhelped = {"id": "irrelevance_0", "question": [[{"role": "user", "content": "Sing!"}]], "function": [{"name": "weather", "description": "", "parameters": {"type": "dict", "properties": {}}}]}
+    turns = {"id": "multi_turn_base_0", "question": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]], "involved_classes": ["X"], "ground_truth": [["f(x=1)"], ["g()"]]}
+    write_jsonl(tmp_path / "BFCL_v4_irrelevance.json", [unhelped, {**unhelped, "answer": "I cannot sing."}, turns, {**turns, "ground_truth": None}])
+    examples, errors = read_examples(tmp_path / "BFCL_v4_irrelevance.json")
+    assert [e["messages"][-1] for e in examples] == [{"role": "assistant", "content": "I cannot sing."}]
+    assert [(e["line"], e["field"], e["format"]) for e in errors] == [(1, "answer", "bfcl"), (3, "question", "bfcl"), (4, "question", "bfcl")] and "call nothing" in errors[0]["reason"]
 
 
 def test_phrasings_that_differ_in_a_number_are_one():
@@ -284,6 +293,32 @@ def test_logs_that_cannot_be_split_are_said_to_be(tmp_path):
     assert counts["train"] == 20 and counts["test"] == 0 and any("test split has 0 rows" in w for w in counts["warnings"])
 
 
+def test_every_row_has_its_line_in_the_logs(tmp_path):
+    cities = "Oslo Bergen Molde Rome Paris Lyon Graz Linz Wien Brno Bonn Kiel".split()
+    records = [{"user": f"{city} {i}", "tool_name": "get_weather", "arguments": {"city": city}} for i, city in enumerate(cities)]
+    config = config_of(tmp_path, [records[0], {"bad": 1}, *records[1:]])
+    assert prepare_data(config)["rejected"] == 1
+    lines, sources = (tmp_path / "logs.jsonl").read_text().splitlines(), read_jsonl(tmp_path / "run/data/sources.jsonl")
+    assert len(sources) == len(cities)
+    for source in sources:
+        row = read_jsonl(tmp_path / f"run/data/{source['split']}.jsonl")[source["row"] - 1]
+        assert source["file"] == str(tmp_path / "logs.jsonl") and json.loads(lines[source["line"] - 1])["user"] == row["messages"][0]["content"]
+
+
+def test_other_reasons_are_named_by_their_field(tmp_path):
+    counts = prepare_data(config_of(tmp_path, [GOOD, *({"user": "u", "tool_name": f"none_{i}{i}", "arguments": {}} for i in range(12))]))
+    assert counts["rejected"] == 12 == sum(counts["reasons"].values()) and counts["reasons"]["tool_name: other reasons"] == 4
+
+
+def test_the_place_of_broken_json_is_one_place(tmp_path):
+    _, errors = read(tmp_path, '{"user": "a"}\n{"user": \n[1\n')
+    assert [(e["line"], e["reason"]) for e in errors[1:]] == [(2, "not JSON: Expecting value (column 9)"), (3, "not JSON: Expecting ',' delimiter (column 3)")]
+    _, errors = read(tmp_path, '[\n {\n  "user": "a",\n  "answer" 3\n }\n]', "list.json")
+    assert [(e["line"], e["reason"]) for e in errors] == [(4, "not JSON: Expecting ':' delimiter (column 12)")]
+    (tmp_path / "own.jsonl").write_text('{"a": 1}\n{"a": }\n')
+    with pytest.raises(UserError, match=r"line 2: not JSON: Expecting value \(column 7\)\.$"): read_jsonl(tmp_path / "own.jsonl")
+
+
 def test_no_usable_record_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="no usable record.*line 1, record"):
         prepare_data(config_of(tmp_path, [{}]))
@@ -393,3 +428,10 @@ def test_rejected_records_are_written_even_if_no_record_is_left(tmp_path):
     with pytest.raises(UserError, match="no usable record.*2 set aside in .*rejected.jsonl.*line 1"):
         prepare_data(read_config(tmp_path / "config.yaml"))
     assert [row["line"] for row in read_jsonl(tmp_path / "run/data/rejected.jsonl")] == [1, 2]
+
+
+def test_examples_are_written_in_one_spelling():
+    "As the servers get them: composed letters, whole numbers without a point; the names of tools in a record, too."
+    tools = clean_tools([{"name": "go", "parameters": {"type": "object", "properties": {"x": {}}}}])[0]
+    example = build_example({"user": "cafe\u0301", "tool_name": "go", "arguments": {"x": [2.0, 2.5, "e\u0301"]}}, tools)
+    assert dump_json([example["messages"][0]["content"], example["messages"][1]["tool_calls"][0]["function"]["arguments"]]) == '["caf\u00e9", {"x": [2, 2.5, "\u00e9"]}]'

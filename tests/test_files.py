@@ -204,6 +204,23 @@ def test_nulls_that_arrow_added_are_not_read(tmp_path):
     assert not errors and [e["messages"][1]["tool_calls"][0]["function"]["arguments"] for e in examples] == [{"x": 1}, {"y": {"deep": [{"k": 1}, {"l": 2}]}}]
 
 
+def test_nulls_of_foreign_tables_are_spoken_of_and_ours_are_kept(tmp_path):
+    import datasets
+    from toolcall_ft.data import iter_examples, read_records, to_dataset, write_examples
+    call = {"type": "function", "function": {"name": "t", "arguments": {"a": None, "b": [{"c": None}]}}}
+    kept = [{"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "", "tool_calls": [call]}], "tools": clean_tools([{"name": "t", "parameters": {"a": {}, "b": {}}}])[0]}]
+    to_dataset(kept).to_parquet(str(tmp_path / "ours.parquet"))
+    for format, name in (("openai", "x.jsonl"), ("sharegpt", "x.json"), ("chatml", "y.jsonl"), ("dataset", "x")): write_examples(tmp_path / name, kept, format)
+    for name in ("ours.parquet", "x.jsonl", "x.json", "y.jsonl", "x"):
+        notes = []
+        assert list(iter_examples(tmp_path / name, notes=notes)) == [("example", kept[0])] and notes == [], name
+    (tmp_path / "foreign.parquet").write_bytes(parquet_bytes([{"user": "u", "tool_name": "t", "arguments": {"a": None, "b": 1}}]))
+    datasets.Dataset.from_list([{"user": "u", "tool_name": "t", "arguments": {"a": None, "b": 1}}] * 3).save_to_disk(str(tmp_path / "foreign"))
+    for name, rows in (("foreign.parquet", 1), ("foreign", 3)):
+        found = list(read_records(tmp_path / name, notes := []))
+        assert [record["arguments"] for _, record, _ in found] == [{"b": 1}] * rows and len(notes) == 1 and "arguments" in notes[0] and "read as absent" in notes[0]
+
+
 def test_cells_that_are_no_json_are_errors(tmp_path):
     table = pyarrow.table({"user": ["u", "v"], "answer": ["a", "b"], "calls": [b"\xff", None]})
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")

@@ -167,6 +167,23 @@ def test_files_as_other_programs_write_them(tmp_path, address):
     with pytest.raises(UserError, match="bad.json.*no-such-command"): read_tools(tmp_path / "bad.json")
 
 
+def test_names_that_a_model_cannot_call_and_tools_beyond_repair(monkeypatch):
+    "A stand-in for the connection: the SDK's own server would warn of these names, others do not."
+    from contextlib import contextmanager
+    from types import SimpleNamespace as Tool
+    from toolcall_ft import tools as module
+    offered = [Tool(name="files/read", description="Reads.", input_schema={"type": "object", "properties": {"path": {"type": "string"}}}), Tool(name="broken", description="", input_schema={"type": "object", "properties": {"x": {"type": "datum"}}}),
+               Tool(name="plain", description="", input_schema={"type": "object"})]
+    called = []
+    def ask(method, name, arguments): called.append(name); return Tool(content=[], structured_content=arguments, is_error=False)
+    @contextmanager
+    def connection(server, seconds): yield ask, offered
+    monkeypatch.setattr(module, "mcp_connection", connection)
+    tools, repairs = mcp_tools(["x"])
+    assert [tool["function"]["name"] for tool in tools] == ["files_read", "plain"] and any("broken: left out" in repair for repair in repairs) and any("'files/read'" in repair for repair in repairs)
+    with mcp_functions(["x"]) as functions: assert functions["files_read"](path="a") == '{"path": "a"}' and called == ["files/read"]
+
+
 def test_inside_of_a_running_event_loop():
     import asyncio
     async def main(): return mcp_tools(COMMAND)

@@ -3,6 +3,7 @@ import json
 import random
 import subprocess
 import sys
+import unicodedata
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from toolcall_ft.tools import (UserError, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
+from toolcall_ft.tools import (UserError, canonical, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
@@ -35,7 +36,7 @@ def test_the_loose_list_of_the_guide():
     assert fields["operation"]["enum"] == ["ADD", "DELETE", "UPDATE", "LIST"] and fields["type"]["enum"] == ["时讯消息", "通告"]
     assert notice["function"]["parameters"]["required"] == ["operation", "type", "content"]
     assert len(water["function"]["parameters"]["properties"]["operation"]["enum"]) == 7
-    assert len(repairs) == 2 + 2 + 4 + 3  # wrapped, lists, 'required' moved, values lifted
+    assert len(repairs) == 2 + 2 + 4 and sum("lifted" in repair for repair in repairs) == 3  # wrapped, lists, four arguments
     assert not any("required" in field for field in fields.values())
 
 
@@ -220,6 +221,33 @@ def test_schemas_that_would_keep_a_computer_busy_for_ever():
         assert len(check_call({"name": "t", "arguments": arguments}, tools)) == 1
 
 
+def test_patterns_of_keys_have_the_same_clock_and_the_same_meaning():
+    slow = {"type": "object", "properties": {"x": {"type": "object", "patternProperties": {"^(a|aa)+$": {"type": "integer"}}, "additionalProperties": False}}}
+    [said] = check_call({"name": "t", "arguments": {"x": {"a" * 60 + "!": 1}}}, wrapped(slow))
+    assert "takes too long" in said
+    unseen = {"type": "object", "allOf": [{"patternProperties": {"^n_": {"type": "integer"}}}], "properties": {"n_b": {"minimum": 3}}, "unevaluatedProperties": False}
+    assert check_call({"name": "t", "arguments": {"n_a": 1, "n_b": 4}}, wrapped(unseen)) == [] and check_call({"name": "t", "arguments": {"n_a": "x"}}, wrapped(unseen))[0] == 't.n_a: must be of type integer, got "x"'
+    assert check_call({"name": "t", "arguments": {"m_a": 1}}, wrapped(unseen))
+    plain = {"type": "object", "properties": {"n_b": {"minimum": 3}}, "patternProperties": {"^n_": {"type": "integer"}, "_z$": False}, "additionalProperties": False}
+    cases = {"n_a": 1}, {"n_b": 2}, {"n_b": 3}, {"n_b": 3.5}, {"x": 1}, {"n_z": 1}, {}, {"n_a": "1", "x": 2}
+    from jsonschema import Draft202012Validator
+    for arguments in cases: assert bool(check_call({"name": "t", "arguments": arguments}, wrapped(plain))) != Draft202012Validator(plain).is_valid(arguments), arguments
+
+
+@pytest.mark.parametrize("written, values", [("enum: a, b", ["a", "b"]), ("enum(a|b)", ["a", "b"]), ("Enum['a', 'b']", ["a", "b"]), ("one of: red, dark blue", ["red", "dark blue"]), ("enum：高、低", ["高", "低"])])
+def test_choices_written_as_a_type(written, values):
+    for parameters in ({"kind": written}, {"kind": {"type": written}}):
+        (tool,), repairs = clean_tools([{"name": "t", "parameters": parameters}])
+        assert tool["function"]["parameters"]["properties"]["kind"] == {"type": "string", "enum": values}
+        assert len([repair for repair in repairs if repair.startswith("t.parameters.kind:")]) == 1
+
+
+def test_one_sentence_for_each_place():
+    _, repairs = clean_tools([{"name": "t", "inputSchema": {"x": {"type": "str", "required": True, "description": "One of: [a, b]"}, "y": "int"}}])
+    places = [repair.partition(": ")[0] for repair in repairs]
+    assert places == list(dict.fromkeys(places)) and [repair for repair in repairs if repair.startswith("t.parameters.x: ") and "required" in repair and "lifted" in repair]
+
+
 def test_schemas_that_are_too_deep_circular_or_no_json():
     deep, circular = {"type": "integer"}, {"type": "object", "properties": {}}
     for _ in range(200): deep = {"type": "object", "properties": {"x": deep}}
@@ -390,3 +418,31 @@ def test_the_functions_of_the_demo_are_its_tools(tools):
 def test_the_import_is_light():
     code = "import sys, toolcall_ft.tools, toolcall_ft.data; print([m for m in ('torch', 'transformers', 'datasets', 'jsonschema', 'yaml') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# ---- one spelling for all servers
+
+@settings(max_examples=500, deadline=None)
+@given(ANY_JSON)
+def test_canonical_values_are_equal_and_stay(value):
+    once = canonical(value)
+    assert dump_json(canonical(once)) == dump_json(once) and unicodedata.normalize("NFC", dump_json(once)) == dump_json(once)
+    def numbers(inside): return [found for part in (inside.values() if isinstance(inside, dict) else inside) for found in numbers(part)] if isinstance(inside, (dict, list)) else [inside] if isinstance(inside, (int, float)) else []
+    assert numbers(once) == numbers(value) and not [number for number in numbers(once) if isinstance(number, float) and number.is_integer() and abs(number) < 2**53]
+
+
+def test_keys_that_only_look_alike_stay_two():
+    assert canonical({"\u00e9": "e\u0301", "e\u0301": 2.0}) == {"\u00e9": "\u00e9", "e\u0301": 2}
+
+
+def test_tools_are_canonical_and_say_so():
+    tools, repairs = clean_tools([{"type": "function", "function": {"name": "f", "description": "cafe\u0301", "parameters": {"type": "object", "properties": {"n": {"type": "number", "minimum": 1.0}}}}}])
+    assert dump_json(tools[0]["function"]) == '{"name": "f", "description": "café", "parameters": {"type": "object", "properties": {"n": {"type": "number", "minimum": 1}}}}' and "NFC" in repairs[0]
+    assert clean_tools(tools) == (tools, [])
+
+
+@pytest.mark.parametrize("limit, kept", [(2**63 - 1, True), (-2**63, True), (2**63, False), (-2**63 - 1, False), (1e21, False), (2**53, True)])
+@pytest.mark.parametrize("key", ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"])
+def test_bounds_beyond_64_bits_are_dropped(key, limit, kept):
+    (tool,), repairs = clean_tools([{"name": "f", "parameters": {"type": "object", "properties": {"n": {"type": "integer", key: limit}}}}])
+    assert (key in tool["function"]["parameters"]["properties"]["n"]) is kept and any("64 bits" in repair for repair in repairs) is not kept

@@ -488,12 +488,14 @@ def bfcl_turns(record:dict)->tuple: # (turns, tools)
     "The turns and tools of a record of the Berkeley leaderboard with its `ground_truth`. Raises `RecordError`."
     question = need(record.get("question"), list, "question")
     if all(isinstance(message, dict) for message in question): question = [question]
-    if len(question) != 1: raise RecordError("question", "several turns, and the results between them are not in this file")
+    if len(question) != 1: raise RecordError("question", "several turns; what the tools gave between them is in no file, the leaderboard's own programs make it")
+    turns, tools = openai_turns(question[0], "question[0]"), tool_list(record.get("function"), "function")
+    if isinstance(record.get("answer"), str): return [*turns, ("answer", {"role": "assistant", "content": record["answer"]})], tools
+    if "irrelevance" in str(record.get("id")): raise RecordError("answer", "right is to call nothing, and there is no text to say instead; give the record an 'answer'")
     truth = need(record.get("ground_truth"), list, "ground_truth")
     if not truth: raise RecordError("ground_truth", "no call, and no text that could be learned in its place")
     calls = [(None, bfcl_call(answer, f"ground_truth[{i}]")) for i, answer in enumerate(truth)]
-    turns = [*openai_turns(question[0], "question[0]"), ("ground_truth", {"role": "assistant", "content": "", "calls": calls})]
-    return turns, tool_list(record.get("function"), "function")
+    return [*turns, ("ground_truth", {"role": "assistant", "content": "", "calls": calls})], tools
 
 # %% ../nbs/00b_formats.ipynb #c051
 FORMATS = ("logs", "triples", "openai", "sharegpt", "chatml", "xlam", "bfcl")
@@ -513,7 +515,7 @@ def detect_format(record, # any JSON value
     if not isinstance(record, dict): raise RecordError("record", f"an object, [query, tool, arguments] or ChatML text is needed, not {dump_json(record)[:80]}")
     if "conversations" in record: return "sharegpt"
     if "messages" in record: return "sharegpt" if has_other_roles(record["messages"]) else "openai"
-    if "ground_truth" in record or ("question" in record and "function" in record): return "bfcl"
+    if "ground_truth" in record or "question" in record and {"function", "involved_classes"} & set(record): return "bfcl"
     if "query" in record and "answers" in record: return "xlam"
     if chatml_text(record)[1]: return "chatml"
     if {"user", "tool_name", "calls"} & set(record): return "logs"
