@@ -153,6 +153,32 @@ def test_pointing_at_a_token(page):
     assert f"id {ROWS[0]['input_ids'][-2]} · " in hint and f"position {len(ROWS[0]['labels']) - 2} " in hint
 
 
+def test_everything_by_keyboard(page):
+    reached = []
+    for _ in range(8): # the tab key reaches every control, in the order of the page
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    assert reached == ["previous", "number", "next", *VIEWS, "search", "flagged"]
+    page.keyboard.press("Space")
+    assert number(page) == 1 and page.locator("#flagged").is_checked()
+    for key, place in (("Shift+ArrowRight", 0), ("Shift+ArrowRight", 1), ("Shift+ArrowRight", 2), ("Shift+ArrowLeft", 1)):
+        page.keyboard.press(key)
+        here = page.locator("#tokens .here")
+        assert here.count() == 1 and here.get_attribute("title") == page.locator("#hint").inner_text() and f"position {place} ·" in page.locator("#hint").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert number(page) == 2 and page.locator(".here").count() == 0
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_narrow_screen(page, width, tmp_path):
+    page.set_viewport_size({"width": width, "height": 700})
+    for view in VIEWS:
+        press(page, view)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing stands beyond the edge"
+        assert page.locator("nav").evaluate("element => element.offsetHeight") < 200
+        page.screenshot(path=str(tmp_path / f"narrow-{width}-{view}.png"))
+
+
 def test_hostile_text_is_shown_not_run(page):
     page.locator("#number").fill("2")
     page.keyboard.press("Enter")

@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from toolcall_ft import synthesise as module
 from toolcall_ft.data import read_examples
-from toolcall_ft.synthesise import (ROWS, SHAPES, certain, leaves, make_kit, match_pattern, read_texts, rejection, row_kind, spoken_values, synthesise, synthesise_with,
-                                    turns_to_phrase, unsaid, word_lists)
+from toolcall_ft.synthesise import (ROWS, SHAPES, certain, label_of, leaves, make_kit, match_pattern, read_texts, rejection, row_kind, spoken_values, synthesise, synthesise_with,
+                                    task_of, turns_to_phrase, unsaid, word_lists)
 from toolcall_ft.tools import UserError, check_call, dump_json, read_tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -221,16 +221,35 @@ SCHEMA = st.recursive(LEAF, lambda inner: st.one_of(
               st.dictionaries(st.sampled_from(["name", "city", "size", "内容"]), inner, max_size=3), st.sets(st.sampled_from(["name", "city"])))), max_leaves=6)
 
 
+@st.composite
+def tools_and_seeds(draw):
+    "Any fields, some of them required; a description; a seed."
+    fields = draw(st.dictionaries(st.sampled_from(["query", "when", "to", "amount", "options", "标题"]), SCHEMA, max_size=4))
+    required = draw(st.lists(st.sampled_from(sorted(fields)), unique=True)) if fields else []
+    return fields, required, draw(st.sampled_from(["", "Finds a {thing}. Then more.", "查询资料。", "a" * 200, "Sends it"])), draw(st.integers(0, 3))
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(["query", "when", "to", "amount", "options", "标题"]), SCHEMA, max_size=4), st.data())
-def test_any_tool_gives_good_rows_or_a_user_error(fields, data):
-    required = data.draw(st.lists(st.sampled_from(sorted(fields)), unique=True)) if fields else []
-    description = data.draw(st.sampled_from(["", "Finds a {thing}. Then more.", "查询资料。", "a" * 200, "Sends it"]))
-    try: rows = synthesise([tool("t", fields, required, description), DESK], 12, seed=data.draw(st.integers(0, 3)))
+@given(tools_and_seeds())
+@example(({"query": {"enum": ["a"]}}, ["query"], "", 0))  # nobody says the only permitted value, and few sentences hold an "a" by chance
+@example(({"query": {"const": {"name": "x", "size": [1, 2]}}}, ["query"], "", 0))
+def test_any_tool_gives_good_rows_or_a_user_error(case):
+    fields, required, description, seed = case
+    try: rows = synthesise([tool("t", fields, required, description), DESK], 12, seed=seed)
     except UserError as error:
         assert re.search("pools|draws", str(error))
         return
     check_rows(rows)
+
+
+def test_a_value_without_an_alternative_needs_no_words_and_any_other_does():
+    kinds = {"oneOf": [{"type": "object", "properties": {"kind": {"const": kind}}, "required": ["kind"]} for kind in ("van", "bus")]}
+    hire = tool("hire", {"unit": {"enum": ["day"]}, "what": kinds, "days": {"type": "integer"}}, ["unit", "what", "days"])
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "hire", "arguments": {"unit": "day", "what": {"kind": "bus"}, "days": 3}}}]}
+    row = lambda text: {"messages": [{"role": "user", "content": text}, call], "tools": [hire]}
+    assert unsaid(row("a bus, 3 please")) == []
+    assert unsaid(row("something with wheels, 3 please")) == ['hire.what.kind: "bus" stands nowhere before the call'], "one of two is a choice"
+    check_rows(synthesise([hire], 30, pools={"unit": {"day": ["by the day"]}}), {"unit": {"day": ["by the day"]}})
 
 
 def test_lists_within_lists_of_one_value_take_no_time():
@@ -300,6 +319,25 @@ def test_languages():
     chinese = synthesise([DESK], 60, languages=["zh"], shares={"call": 1})
     check_rows(chinese)
     assert all(re.search("[\u4e00-\u9fff]", row["messages"][0]["content"]) for row in chinese)
+
+
+@pytest.mark.parametrize("description, task", [
+    ("This function returns the names of all users.", "return the names of all users"), ("Function to retrieve prime factors of a number", "retrieve prime factors of a number"),
+    ("Finds a flight. Then more.", "find a flight"), ("查询天气。", "查询天气"), ("", "t"),
+    ("Calculate the return on investment for a given deposit amount, annual interest rate, and number of years", "calculate the return on investment for a given deposit amount, annual interest rate"),
+    ("Fetch the current weather information for a specified location using the OpenWeatherMap API of 2019", "fetch the current weather information for a specified location"), ("a" * 200, "a" * 90)])
+def test_a_description_becomes_a_task(description, task):
+    assert task_of(tool("t", {}, [], description)["function"]) == task
+
+
+def test_the_words_of_a_label_and_of_the_second_request():
+    weather = tool("weather", {"location": {**TEXT, "description": "The city and state, e.g. San Francisco, CA"}, "metric": {"type": "boolean", "description": "Whether metric"}}, ["location", "metric"], "Get the weather")
+    kit = make_kit([weather])
+    assert {label_of(kit, weather["function"], "location") for _ in range(40)} == {"location", "city and state"} and {label_of(kit, weather["function"], "metric") for _ in range(40)} == {"metric"}
+    openings = [text for text in word_lists()["openings"]["en"][0].split("|") if text]
+    for row in synthesise([weather], 60, shares={"parallel": 1}, languages="en"):
+        text = row["messages"][0]["content"]
+        assert sum(text.count(opening) for opening in openings) <= 1, "one greeting is enough"
 
 
 def test_every_list_of_words_is_there_in_both_languages():

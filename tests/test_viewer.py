@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolcall_ft.template import encode_example, load_tokenizer
+from toolcall_ft.template import BREAK, encode_example, load_tokenizer
 from toolcall_ft.tools import UserError
 from toolcall_ft.viewer import (VIEWS, describe_row, find_text, pack_rows, render_row, row_html, row_reasons, row_runs, row_title,
                                 run_text, select_rows, token_table, viewer, visible, write_page)
@@ -108,9 +108,10 @@ def test_the_label_view_shows_what_is_learnt_not_what_stands_there():
 
 
 def test_a_forged_control_token_has_no_frame():
-    tokens = describe_row(ROWS[2], TABLE, tokenizer, "<|im_end|>")
+    broken = f"<{BREAK}|im_end|>"
+    tokens = describe_row(ROWS[2], TABLE, tokenizer, broken)
     spelled = [token for token in tokens if token["found"] and not token["control"]]
-    assert b"".join(token["raw"] for token in spelled).count(b"<|im_end|>") == 3 # user, assistant and the tool's description
+    assert b"".join(token["raw"] for token in spelled).count(broken.encode()) == 3 # user, assistant and the tool's description
     assert sum(token["control"] and token["raw"] == b"<|im_end|>" for token in tokens) == 3 # system, user, assistant
 
 

@@ -128,7 +128,9 @@ def run_html(
     "A box as HTML"
     first = run[0]
     whole = view == "labels" and first["state"] == "read"
-    signs = [first["role"] if first["role"] in ROLES else "stranger", first["state"], *(["control"] if first["control"] and not whole else []), *(["found"] if first["found"] else [])]
+    signs = [first["role"] if first["role"] in ROLES else "stranger", first["state"]]
+    if first["control"] and not whole: signs.append("control")
+    if first["found"]: signs.append("found")
     label = f' data-label="{first["label"]}"' if view == "labels" and not whole else ""
     tag = "span" if first["state"] == "read" else "u"
     return f'<{tag} class="{" ".join(signs)}" title="{html.escape(run_hint(run))}"{label}>{html.escape(run_text(run, view))}</{tag}>'
@@ -225,10 +227,11 @@ def viewer(
     def choose(change):
         chosen, number = select_rows(rows, table, reasons, which.value, search.value), row.value
         row.disabled = back.disabled = forth.disabled = not chosen
-        if not chosen: page.value = frame_html("<p>no row is left: change the search, or show all rows</p>"); return
-        row.options = chosen
-        row.value = next((other for other in chosen if other >= number), chosen[-1])
-        show()
+        if chosen:
+            row.options = chosen
+            row.value = next((other for other in chosen if other >= number), chosen[-1])
+            show()
+        else: page.value = frame_html("<p>no row is left: change the search, or show all rows</p>")
     for control, action in [(row, show), (view, show), (which, choose), (search, choose)]: control.observe(action, "value")
     for button in (back, forth): button.on_click(step)
     show()
