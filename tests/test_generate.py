@@ -3,14 +3,16 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 
 from toolcall_ft import generate
 from toolcall_ft.generate import (CUT_OFF, chat_with_tools, choose_engine, compile_grammar, generate_answers, grammar_accepts, literal,
                                   run_calls, tool_grammar, transformers_answerer, vocabulary_bytes)
-from toolcall_ft.template import load_tokenizer, model_path
+from toolcall_ft.template import encode_example, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, check_call, dump_json, parse_calls
 
 ENGINES = ("xgrammar", "transformers-cfg")
@@ -235,3 +237,15 @@ def test_the_loop_corrects_itself_and_leaves_its_input_alone():
 def test_import_is_light():
     code = "import sys, toolcall_ft.generate, toolcall_ft.evaluate; print([m for m in ('torch', 'transformers', 'xgrammar', 'transformers_cfg', 'matplotlib') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_an_answerer_asks_as_the_rows_were_encoded(tokenizer, monkeypatch, thinking):
+    "Qwen3's template: what the model is asked is the part of the training row that is not learnt."
+    other = load_tokenizer("tiny-qwen2")
+    other.chat_template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
+    asked, question = [], [{"role": "user", "content": "ping?"}]
+    monkeypatch.setattr(generate, "generate_batch", lambda model, tokenizer, prompts, *rest: asked.extend(prompts) or [[tokenizer.eos_token_id]] * len(prompts))
+    transformers_answerer(None, other, thinking=thinking)([{"messages": question, "tools": TOOLS}])
+    row = encode_example({"messages": [*question, {"role": "assistant", "content": "pong"}], "tools": TOOLS}, other, thinking=thinking)
+    assert asked == [row["input_ids"][:row["labels"].count(-100)]] and row["labels"][len(asked[0])] != -100

@@ -1,5 +1,6 @@
 "LoRA training and merging on the embedded model: exact loss, curves, resuming, atomic folders, equal logits."
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from hypothesis import strategies as st
 
 from toolcall_ft import train
 from toolcall_ft.data import read_jsonl
-from toolcall_ft.template import encode_example, encode_rows, load_tokenizer
+from toolcall_ft.template import encode_dataset, encode_example, encode_prompt, encode_rows, load_tokenizer, model_path
 from toolcall_ft.tools import UserError
-from toolcall_ft.train import (curve_points, last_checkpoint, load_adapted, load_peft, merge_adapter, prefix_groups, probe_logits,
+from toolcall_ft.train import (curve_points, encode_splits, last_checkpoint, load_adapted, load_peft, merge_adapter, prefix_groups, probe_logits,
                                shared_prefix, start_backend, train_lora, trained_loss)
 
 tokenizer = load_tokenizer("tiny-qwen2")
@@ -41,6 +42,38 @@ def collate(examples):
 def run(tmp_path_factory):
     output = tmp_path_factory.mktemp("run")
     return output, train_lora(ROWS, ROWS[:3], output=output, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    "The embedded model with Qwen3's template, as a model folder."
+    import shutil
+    import trl
+    folder = tmp_path_factory.mktemp("thinker") / "model"
+    shutil.copytree(model_path("tiny-qwen2"), folder)
+    shutil.copy(Path(trl.__file__).parent / "chat_templates/qwen3.jinja", folder / "chat_template.jinja")
+    return str(folder)
+
+
+# ---- thinking
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_rows_begin_with_the_prompt_that_is_asked(thinker, thinking):
+    other = load_tokenizer(thinker)
+    rows, _, left_out = encode_splits(ROWS, [], other, 2048, thinking=thinking)
+    assert left_out == 0
+    for row, each in zip(rows, ROWS):
+        prompt = encode_prompt({**each, "messages": each["messages"][:-1]}, other, thinking)
+        assert row["input_ids"][:len(prompt)] == prompt and [label != -100 for label in row["labels"]] == [place >= len(prompt) for place in range(len(row["labels"]))]
+    learnt = other.decode([label for label in rows[0]["labels"] if label != -100])
+    assert learnt.startswith("<tool_call>" if thinking is False else "<think>\n\n</think>\n\n<tool_call>")
+
+
+def test_training_takes_thinking(thinker, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "encode_dataset", lambda *arguments: seen.append(arguments[4]) or encode_dataset(*arguments))
+    train_lora(ROWS[:4], ROWS[4:6], output=tmp_path, **{**SMALL, "model": thinker, "epochs": 1}, thinking=False)
+    assert seen == [False, False]
 
 
 # ---- the loss

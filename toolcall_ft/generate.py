@@ -351,9 +351,11 @@ def generate_answers(model, tokenizer, requests:list, # {"messages", "tools"}
                      constrained:bool=False, # by the grammar of each request's tools
                      required:bool=False, # if constrained: a call must be made
                      engine:str="auto", # auto, xgrammar or transformers-cfg
-                     max_new_tokens:int=160, batch_size:int=32)->list: # {"content", "calls", "errors", "text", "seconds"}, in the order of the requests
+                     max_new_tokens:int=160, batch_size:int=32,
+                     thinking:bool=None, # as the model was trained: on, off, or as its template does by itself
+                     )->list: # {"content", "calls", "errors", "text", "seconds"}, in the order of the requests
     "Ask a model, in batches; the answers are parsed into content, calls and errors."
-    prompts, answers = [encode_prompt(request, tokenizer) for request in requests], [None] * len(requests)
+    prompts, answers = [encode_prompt(request, tokenizer, thinking) for request in requests], [None] * len(requests)
     for batch in tqdm(make_batches(requests, list(map(len, prompts)), batch_size), unit="batch", leave=False, disable=None):  # None: shown in a terminal only
         start = time.perf_counter()
         grammar = tool_grammar(requests[batch[0]].get("tools") or [], required) if constrained else None
@@ -382,10 +384,11 @@ def generate_text(model, tokenizer, requests:list, # {"messages", "tools"}
 
 # %% ../nbs/04_constrained_generation.ipynb #c053
 def transformers_answerer(model, tokenizer, constrained:bool=False, # by the grammar of each request's tools
-                          engine:str="auto", max_new_tokens:int=160, batch_size:int=32)->callable: # list of requests -> list of answers
+                          engine:str="auto", max_new_tokens:int=160, batch_size:int=32, thinking:bool=None, # as in `generate_answers`
+                          )->callable: # list of requests -> list of answers
     "A function that answers requests with a model in memory."
     def answer(requests):
-        return generate_answers(model, tokenizer, requests, constrained, engine=engine, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return generate_answers(model, tokenizer, requests, constrained, engine=engine, max_new_tokens=max_new_tokens, batch_size=batch_size, thinking=thinking)
     return answer
 
 # %% ../nbs/04_constrained_generation.ipynb #c060

@@ -286,10 +286,11 @@ def encode_splits(
     tokenizer, # of the model
     max_length:int, # tokens; longer rows are set aside
     train_on:str="assistant", # as in `encode_example`
+    thinking:bool=None, # as in `encode_example`
     )->tuple: # (train, validation or None, number of rows that were left out)
     "Encoded rows for the trainer; those that cannot be used are reported, and it is a `UserError` if nothing is left to train on"
-    train, problems = encode_dataset(train_rows, tokenizer, max_length, train_on)
-    validation, more = encode_dataset(validation_rows, tokenizer, max_length, train_on)
+    train, problems = encode_dataset(train_rows, tokenizer, max_length, train_on, thinking)
+    validation, more = encode_dataset(validation_rows, tokenizer, max_length, train_on, thinking)
     left_out = problems + more
     if left_out: print(f"{len(left_out)} rows are left out. The first: {left_out[0]['reason']}")
     if len(train): return train, validation if len(validation) else None, len(left_out)
@@ -319,12 +320,12 @@ def train_lora(
     output, # folder for adapter/, curves.jsonl, curves.png
     backend:str="auto", # auto, unsloth or peft
     epochs:float=3, batch_size:int=8, gradient_accumulation:int=1, learning_rate:float=2e-3, warmup_ratio:float=0.1, # see config.yaml
-    lora_rank:int=16, lora_alpha:int=32, max_length:int=2048, train_on:str="assistant", four_bit:bool=False, save_steps:int=50, seed:int=0,
+    lora_rank:int=16, lora_alpha:int=32, max_length:int=2048, train_on:str="assistant", thinking:bool=None, four_bit:bool=False, save_steps:int=50, seed:int=0,
     )->dict: # losses, steps, seconds
     "LoRA on the assistant's tokens; goes on from a checkpoint if one of the same rows and settings is there"
-    options = [str(model), backend, epochs, batch_size, gradient_accumulation, learning_rate, warmup_ratio, lora_rank, lora_alpha, train_on, four_bit, seed]
+    options = [str(model), backend, epochs, batch_size, gradient_accumulation, learning_rate, warmup_ratio, lora_rank, lora_alpha, train_on, thinking, four_bit, seed]
     output, backend, tokenizer = Path(output), start_backend(backend), load_tokenizer(model)
-    train, validation, left_out = encode_splits(train_rows, validation_rows, tokenizer, max_length, train_on)
+    train, validation, left_out = encode_splits(train_rows, validation_rows, tokenizer, max_length, train_on, thinking)
     fingerprint = hashlib.sha256(dump_json([options, train["input_ids"][:]]).encode()).hexdigest()
     checkpoint = last_checkpoint(output / "checkpoints", fingerprint)
     if checkpoint: print(f"going on from {Path(checkpoint).name}")
