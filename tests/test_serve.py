@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from toolcall_ft.export import build_llama_cpp, export_gguf
-from toolcall_ft.serve import LlamaServer, check_port, fetch_json, find_ollama, openai_answerer, server_prompt, server_tokens, wire_messages, write_modelfile
+from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, server_prompt, server_tokens, start_group,
+                               wire_messages, write_modelfile)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, clean_tools
 
@@ -76,6 +77,70 @@ def test_it_does_not_outlive_python(gguf):
     with pytest.raises(ProcessLookupError): os.kill(int(pid), 0)
 
 
+class Shell(Server):
+    "A server made of a shell: it writes an address that answers (another server's), starts a child and may refuse to end."
+    health = "/health"
+    def __init__(self, script, timeout=20): super().__init__(["/bin/sh", "-c", script], "a script", "shell", timeout=timeout)
+
+
+def group(pid):
+    "The processes of a group, the dead ones left out."
+    listed = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if line.split()[1] == str(pid) and "Z" not in line]
+
+
+@pytest.mark.parametrize("stubborn", ["", "trap '' TERM; "])
+def test_children_of_the_server_end_with_it(server, stubborn, monkeypatch):
+    monkeypatch.setattr("toolcall_ft.serve.PATIENCE", 0.3)
+    with Shell(f"{stubborn}sleep 1000 & echo listening on {server.url}; {stubborn}sleep 1000; sleep 1000") as shell:
+        assert shell.url == server.url and len(group(shell.process.pid)) >= 3 # the script, its children, the guard
+    assert group(shell.process.pid) == [] and shell.process.returncode is not None
+    shell.close() # a second time does no harm
+
+
+def test_a_preparation_that_fails_ends_the_server(server):
+    class Failing(Shell):
+        def prepare(self): raise UserError("no model")
+    failing = Failing(f"echo listening on {server.url}; sleep 1000")
+    with pytest.raises(UserError, match="no model"):
+        with failing: pass
+    assert group(failing.process.pid) == []
+
+
+def test_a_server_that_is_never_ready(server):
+    for script, words in {"echo hello; sleep 1000": "was not ready after 0 seconds.*hello", "echo 'listening on http://127.0.0.1:9'; exit 3": "ended while starting"}.items():
+        with pytest.raises(UserError, match="(?s)" + words):
+            with Shell(script, timeout=0.4): pass
+
+
+def test_no_such_program(tmp_path):
+    for command in ("no-such-program", str(tmp_path), str(tmp_path/"missing")):
+        with pytest.raises(UserError, match="no such program"): start_group([command], None, subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
+def test_it_does_not_outlive_a_python_that_is_killed(gguf, kind):
+    code = f"import time\nfrom toolcall_ft.serve import LlamaServer\nwith LlamaServer({str(gguf)!r}) as s:\n    print(s.process.pid, flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as python:
+        pid = int(python.stdout.readline())
+        assert group(pid)
+        python.send_signal(kind)
+    end = time.monotonic() + 20
+    while group(pid) and time.monotonic() < end: time.sleep(0.05)
+    assert group(pid) == []
+
+
+def test_a_free_port_is_free():
+    port = free_port()
+    check_port("127.0.0.1", port)
+    with socket.socket() as taken: taken.bind(("127.0.0.1", port))
+
+
+def test_a_refusal_is_told_in_the_servers_own_words(server):
+    with pytest.raises(UserError, match="status 400.*messages"): ask_json(f"{server.url}/apply-template", {"message": []})
+    with pytest.raises(UserError, match="Is the server still running"): ask_json(f"http://127.0.0.1:{free_port()}/health")
+
+
 def test_wrong_files(tmp_path, gguf):
     (tmp_path/"empty.gguf").write_bytes(b"")
     (tmp_path/"cut.gguf").write_bytes(gguf.read_bytes()[:100_000])
@@ -108,6 +173,14 @@ def test_tokens_are_the_same_for_strings_of_all_kinds(server, tokenizer):
 def test_unnormalised_text_is_the_known_difference(server, tokenizer):
     text = "cafe\u0301" # e and an accent, as macOS writes file names
     assert server_tokens(server.url, text) != tokenizer(text)["input_ids"] == tokenizer("caf\u00e9")["input_ids"]
+    request = {"messages": [{"role": "user", "content": text}], "tools": []}
+    assert server.prompt_ids(request) == list(encode_prompt(request, tokenizer)) # `wire_messages` composes it
+
+
+def test_whole_floats_are_sent_as_they_were_trained():
+    call = {"type": "function", "function": {"name": "a", "arguments": {"x": [2.0, 2.5, 1e300, -0.0]}}}
+    sent = wire_messages([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    assert sent[0]["tool_calls"][0]["function"]["arguments"] == '{"x": [2, 2.5, 1e+300, 0]}' and call["function"]["arguments"]["x"][0] == 2.0
 
 
 def test_prompts_are_the_same(server, tokenizer):
@@ -120,7 +193,15 @@ def test_prompts_are_the_same(server, tokenizer):
             request = {"messages": talk[:end], "tools": tools}
             text = server_prompt(server.url, request)
             assert text == tokenizer.apply_chat_template(talk[:end], tools=tools or None, add_generation_prompt=True, tokenize=False)
-            assert server_tokens(server.url, text) == list(encode_prompt(request, tokenizer))
+            assert server.prompt_ids(request) == server_tokens(server.url, text) == list(encode_prompt(request, tokenizer))
+
+
+def test_ids_are_answered_as_messages_are(server, tokenizer):
+    requests = [HELLO, {"messages": [{"role": "user", "content": "Weather in Oslo?"}], "tools": TOOLS}]
+    by_ids = ids_answerer(server.url, tokenizer, server.model, max_new_tokens=24)(requests)
+    by_text = openai_answerer(server.url, server.model, max_new_tokens=24, free=True)(requests)
+    assert [answer["content"] for answer in by_ids] == [answer["content"] for answer in by_text] and all(sorted(answer) == sorted(by_text[0]) for answer in by_ids)
+    assert "Is the server still running?" in ids_answerer(f"http://127.0.0.1:{free_port()}", tokenizer)(requests[:1])[0]["errors"][0]
 
 
 def test_wire_messages_leave_the_example_alone():
@@ -208,15 +289,7 @@ def test_a_good_call_beside_a_bad_one(strange_server, monkeypatch):
     assert answer["calls"] == [{"name": "get_weather", "arguments": {"city": "Oslo"}}] and len(answer["errors"]) == 1 and answer["content"] == "ok"
 
 
-# ---- Ollama ---------------------------------------------------------------------------------------------------------
-
-def test_the_modelfile_points_at_the_gguf(gguf, tmp_path):
-    path = write_modelfile(gguf, tmp_path/"deep"/"Modelfile")
-    text = path.read_text(encoding="utf-8")
-    source = text.splitlines()[0].removeprefix("FROM ")
-    assert (path.parent/source).samefile(gguf) and text.count('"""') == 2
-    for line in ('PARAMETER stop "<|im_end|>"', "PARAMETER temperature 0", "{{ if .System }}", "{{- if .ToolCalls }}", "<tool_response>"): assert line in text
-
+# ---- Modelfile and ports (a real Ollama: test_ollama.py) --------------------------------------------------------------
 
 def test_another_chat_template_gets_no_modelfile(gguf, tmp_path, monkeypatch):
     from toolcall_ft import serve
