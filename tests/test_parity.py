@@ -1,0 +1,301 @@
+"""Do all hops make the same tokens, and does a GGUF belong to its folder? Real servers, files that were broken on purpose, and the peers' own programs."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from golden.qwen_tokenizer import CACHE, qwen_tokenizer
+from toolcall_ft import serve
+from toolcall_ft.export import build_llama_cpp, convert_gguf, export_gguf, find_llama_cpp, read_gguf
+from toolcall_ft.portable import make_portable
+from toolcall_ft.serve import (LIMITS, LlamaServer, OllamaServer, TrainingRow, TransformersHop, breaks, check_pair, find_ollama, hard_corpus, model_hops, pair_table, parity, parity_html, parity_table,
+                               prompt_differences, same_output)
+from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
+from toolcall_ft.tools import UserError, canonical, clean_tools, dump_json
+
+CORPUS = hard_corpus()
+ALL_TOOLS = list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values())
+CI = os.environ.get("CI")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("tiny-qwen2")
+
+
+@pytest.fixture(scope="module")
+def stock():
+    return model_path("tiny-qwen2")
+
+
+@pytest.fixture(scope="module")
+def gguf(stock, tmp_path_factory):
+    "The embedded model with Qwen's own template."
+    build_llama_cpp()
+    return export_gguf(stock, tmp_path_factory.mktemp("stock"), ["F16"])["F16"]
+
+
+@pytest.fixture(scope="module")
+def portable(stock, tmp_path_factory):
+    "(folder, GGUF) with the portable template."
+    build_llama_cpp()
+    folder = tmp_path_factory.mktemp("portable")
+    shutil.copytree(stock, folder / "model")
+    make_portable(folder / "model", ALL_TOOLS)
+    return folder / "model", export_gguf(folder / "model", folder / "gguf", ["F16"])["F16"]
+
+
+# ---- the corpus -----------------------------------------------------------------------------------------------------
+
+def test_every_case_can_be_asked_of_any_hop(tokenizer):
+    assert len({case["name"] for case in CORPUS}) == len(CORPUS) > 60
+    for case in CORPUS:
+        assert json.loads(json.dumps(case)) == case and canonical(case["messages"]) == case["messages"]
+        assert clean_tools(case["tools"])[0] == case["tools"] # they are clean already
+        assert case["messages"][-1]["role"] in ("user", "tool") and encode_prompt(case, tokenizer)
+
+
+def test_the_issue_is_covered():
+    text = json.dumps(CORPUS, ensure_ascii=False)
+    for thing in ("Be brief.", "北京", "🦙", "$defs", "1e+21", "39.904211", "18446744073709551616", "\\u2028", '"arguments": {}', "<|im_end|>"): assert thing in text or json.dumps(thing)[1:-1] in text or thing == "\\u2028" and "\u2028" in text, thing
+    assert any(sum(len(message.get("tool_calls", [])) for message in case["messages"]) == 2 for case in CORPUS)
+    assert any(tool["function"]["description"] == "" for tool in ALL_TOOLS)
+
+
+def test_with_tools_of_ones_own_no_others_are_offered():
+    tools, _ = clean_tools([{"name": "own", "parameters": {"city": {"type": "string"}}}])
+    own = hard_corpus(tools)
+    assert all(case["tools"] in (tools, []) for case in own) and {call["function"]["name"] for case in own for message in case["messages"] for call in message.get("tool_calls", [])} == {"own"}
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+class Hop:
+    "A hop that renders rightly, but for what `change` does to the tokens; and answers what it is told to."
+    def __init__(self, tokenizer, change=lambda case, ids: ids, calls=()):
+        self.tokenizer, self.change, self.calls = tokenizer, change, list(calls)
+
+    def prompt_ids(self, request): return self.change(request, list(encode_prompt(request, self.tokenizer)))
+
+    def answer(self, requests): return [{"content": "", "calls": self.calls, "errors": [], "text": "", "seconds": 0.1} for _ in requests]
+
+
+TOOLS, _ = clean_tools([{"name": "get_weather", "parameters": {"city": {"type": "string"}}}])
+CALL = {"name": "get_weather", "arguments": {"city": "Oslo"}}
+EXAMPLES = [{"messages": [{"role": "user", "content": f"Weather {number}?"}, {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL}]}], "tools": TOOLS} for number in range(40)]
+
+
+def test_right_hops_have_nothing_to_say(tokenizer):
+    report = parity(EXAMPLES, {"row": TrainingRow(tokenizer), "one": Hop(tokenizer, calls=[CALL]), "two": Hop(tokenizer, calls=[CALL])}, tokenizer)
+    assert breaks(report) == [] and report["hops"]["two"]["outputs"] == report["hops"]["two"]["calls"] == [40, 40]
+    assert report["hops"]["row"]["prompts"]["test"] == [40, 40] and "evaluation" not in report["hops"]["row"]
+    assert json.loads(json.dumps(report)) == report and "40 of 40" in parity_table(report)
+
+
+def test_one_token_breaks_it_and_is_named(tokenizer):
+    wrong = Hop(tokenizer, lambda case, ids: ids[:-1] if case["name"] in ("test 3", "emoji") else ids)
+    report = parity(EXAMPLES, {"wrong": wrong}, tokenizer, answers=0)
+    row = report["hops"]["wrong"]
+    assert [difference["case"] for difference in row["differences"]] == ["test 3", "emoji"] and row["prompts"]["test"] == [39, 40]
+    assert all("- " in difference["tokens"] and "token " in difference["words"] for difference in row["differences"])
+    assert len(breaks(report)) == 1 and "'test 3'" in breaks(report)[0] and "evaluation" not in row
+
+
+def test_a_refusal_and_a_dead_server_are_reported_in_their_words(tokenizer):
+    def refuse(case, ids):
+        if case["name"] == "emoji": raise UserError("status 400: no emoji here")
+        return ids
+    class Dead:
+        def __enter__(self): raise UserError("it ended while starting")
+        def __exit__(self, *exception): pass
+    report = parity([], {"refusing": Hop(tokenizer, refuse), "dead": Dead()}, tokenizer)
+    assert "no emoji here" in parity_table(report) and "it ended while starting" in parity_table(report) and len(breaks(report)) == 2
+    assert "it ended while starting" in parity_html(report)
+
+
+def test_a_known_limit_is_counted_apart_and_breaks_nothing(tokenizer):
+    class LlamaServer(Hop): "Named as the one whose limits are known."
+    change = lambda case, ids: ids[:-1] if case["kind"] in LIMITS["LlamaServer"] else ids
+    report = parity([], {"llama": LlamaServer(tokenizer, change)}, tokenizer)
+    assert breaks(report) == [] and report["hops"]["llama"]["prompts"]["limits"] == [0, sum(case["kind"] in LIMITS["LlamaServer"] for case in CORPUS)] and "a known limit" in parity_html(report)
+    assert breaks(parity([], {"another": Hop(tokenizer, change)}, tokenizer)) # who has no such limit is not excused
+
+
+def test_answers_that_are_worse_than_chance_break_it(tokenizer):
+    right, wrong = Hop(tokenizer, calls=[CALL]), Hop(tokenizer, calls=[{"name": "get_weather", "arguments": {"city": "Rome"}}])
+    report = parity(EXAMPLES, {"right": right, "wrong": wrong}, tokenizer, [])
+    assert report["hops"]["wrong"]["calls"] == [0, 40] and "below the interval" in breaks(report)[0]
+
+
+def test_what_the_template_refuses_is_said(tokenizer):
+    strict = load_tokenizer("tiny-qwen2")
+    strict.chat_template = "{% if messages[-1].content == 'no' %}{{ raise_exception('never no') }}{% endif %}" + strict.chat_template
+    cases = [{"name": name, "kind": "turns", "messages": [{"role": "user", "content": name}], "tools": []} for name in ("no", "yes")]
+    report = parity([], {"one": Hop(strict)}, strict, cases)
+    assert [case["case"] for case in report["refused"]] == ["no"] and report["hops"]["one"]["prompts"]["hard"] == [1, 1] and "never no" in parity_table(report)
+
+
+def test_same_output():
+    said = lambda calls, content="", errors=(): {"content": content, "calls": calls, "errors": list(errors)}
+    assert same_output(said([CALL]), said([CALL])) == (True, True) and same_output(said([CALL]), said([])) == (False, False)
+    assert same_output(said([], "a"), said([], "b")) == (False, True) and same_output(said([], errors=["cut off"]), said([])) == (False, False)
+
+
+def test_the_page_and_the_table_escape_everything(tokenizer):
+    def refuse(case, ids): raise UserError("<script>alert(1)</script> | a\nb")
+    report = parity([], {"<b>hop</b>": Hop(tokenizer, refuse)}, tokenizer, [{**CORPUS[0], "name": "<i>|"}])
+    assert "<script>" not in parity_html(report) and "<i>" not in parity_html(report) and "<b>" not in parity_html(report)
+    table = parity_table(report)
+    assert "<" not in table.replace("<script>", "&lt;script>") or "<" not in table
+    assert all(line.count("|") - line.count(r"\|") == 9 for line in table.splitlines() if line.startswith("|"))
+
+
+# ---- the real servers -----------------------------------------------------------------------------------------------
+
+def test_all_hops_of_the_embedded_model(portable):
+    "100 % of the corpus but what is known to be impossible: training row, Transformers, llama-server, and Ollama where it is."
+    folder, gguf = portable
+    hops, missing = model_hops(folder, gguf)
+    hops.pop("vLLM", None) # tests/test_vllm.py: to start it takes minutes
+    assert "Ollama" in hops or not CI, missing
+    tokenizer = load_tokenizer(str(folder))
+    report = parity([], hops, tokenizer)
+    assert breaks(report) == [] and {"training row", "Transformers", "llama-server"} <= set(report["hops"])
+    for name in ("llama-server", *(["Ollama"] if "Ollama" in hops else [])): # they are still impossible: else this list is out of date
+        row = report["hops"][name]
+        assert {difference["case"] for difference in row["differences"]} == {case["name"] for case in CORPUS if case["kind"] in set(row["limits"]) - {"first"}}, name
+
+
+@pytest.mark.skipif(not CACHE.exists() and not CI, reason="no Qwen2.5 tokenizer: make it with python tests/golden/qwen_tokenizer.py")
+def test_the_real_qwen_tokenizer_in_llama_server(tmp_path):
+    "A random model of one layer with Qwen2.5's real vocabulary, served: 100 % of the corpus but what is known to be impossible."
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    tokenizer = qwen_tokenizer()
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=151936, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=4096,
+                                 tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)).half().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    make_portable(tmp_path / "model", ALL_TOOLS)
+    build_llama_cpp()
+    convert_gguf(tmp_path / "model", tmp_path / "qwen.gguf", find_llama_cpp())
+    portable = load_tokenizer(str(tmp_path / "model"))
+    report = parity([], {"row": TrainingRow(portable), "llama-server": LlamaServer(tmp_path / "qwen.gguf")}, portable)
+    assert breaks(report) == []
+    same, of = report["hops"]["llama-server"]["prompts"]["hard"]
+    assert same == of > 60 and {difference["kind"] for difference in report["hops"]["llama-server"]["differences"]} == {"first", "big integers"} # with a real vocabulary, white space is joined
+
+
+def test_the_stock_template_has_the_gap_that_the_lesson_shows(gguf, tokenizer):
+    with LlamaServer(gguf) as server: kinds = {difference["kind"] for difference in prompt_differences(server, CORPUS, [encode_prompt(case, tokenizer) for case in CORPUS], tokenizer)}
+    assert {"typed", "arguments", "big integers"} <= kinds and "turns" not in kinds
+
+
+# ---- pairs of files -------------------------------------------------------------------------------------------------
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+OPEN = "'<|im_start|>assistant\\n'"
+FAULTS = {  # name: (options of gguf_new_metadata, or what to do with the template; words of an error; ggufdoctor's check)
+    "one newline": (lambda text: text.replace(OPEN, "'<|im_start|>assistant\\n\\n'"), "only in white space", "R001"),
+    "no template": (["--remove-metadata", "tokenizer.chat_template"], "no chat template", "S001"),
+    "does not compile": (lambda text: "{% for m in messages %}", "does not compile", "S002"),
+    "raises": (lambda text: "{% if tools %}{{ raise_exception('no tools') }}{% endif %}" + text, "fails on", "S003"),
+    "unknown control tokens": (lambda text: text.replace("<|im_end|>", "<|eot_id|>"), "the vocabulary does not have: <|eot_id|>", "S004"),
+    "turns without end": (lambda text: text.replace("<|im_end|>", ""), "does not end the assistant's turns", "S005"),
+    "a turn opened always": (lambda text: text.replace("if add_generation_prompt", "if true"), "add_generation_prompt has no effect", "S007"),
+    "empty": (lambda text: "{{ '' }}", "renders nothing", "S008"),
+    "ChatML": (lambda text: CHATML, "does not show the tools", "R001"),
+    "wrong stop token": (["--special-token", "eos", "<tool_call>"], "the stop token", "S005"),
+    "wrong pre-tokenizer": (["--pre-tokenizer", "llama-bpe"], "the pre-tokenizer", None)}
+
+
+@pytest.fixture(scope="module")
+def faulty(gguf, tmp_path_factory):
+    "A function that makes a GGUF with a fault, once."
+    folder, template = tmp_path_factory.mktemp("faulty"), read_gguf(gguf, find_llama_cpp())["fields"]["tokenizer.chat_template"]
+    def make(name):
+        options, target = FAULTS[name][0], folder / f"{name.replace(' ', '-')}.gguf"
+        if callable(options):
+            assert options(template) != template
+            options = ["--chat-template", options(template)]
+        environment = {**os.environ, "PYTHONPATH": str(find_llama_cpp()["convert"].parent / "gguf-py")}
+        if not target.exists(): subprocess.run([sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--force", *options, str(gguf), str(target)], env=environment, check=True, capture_output=True)
+        return target
+    return make
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_and_a_remedy_named(name, faulty, stock, monkeypatch):
+    monkeypatch.setattr(serve, "find_ollama", lambda: {"url": None, "binary": None})
+    findings = check_pair(faulty(name), stock)
+    errors = [each for each in findings if each["severity"] == "error"]
+    assert any(FAULTS[name][1] in each["what"] for each in errors), [each["what"] for each in findings]
+    assert all(each["mend"] for each in errors) and findings[0]["severity"] == "error"
+    assert [each["what"] for each in findings if each["severity"] == "not evaluated"] == ["what Ollama makes of it: it is not installed here (toolcall-ft ollama builds it)"]
+
+
+def test_a_right_pair_has_no_errors_and_with_the_portable_template_no_warnings(gguf, stock, portable):
+    severities = lambda findings: {each["severity"] for each in findings}
+    assert "error" not in severities(check_pair(gguf, stock)) and not severities(check_pair(portable[1], portable[0])) & {"error", "warning"}
+
+
+def test_examples_of_ones_own_are_asked_too(gguf, stock):
+    tools = [{"type": "function", "function": {"name": "price", "description": "d", "parameters": {"type": "object", "properties": {"x": {"type": "number", "default": 1234567.125}}}}}]
+    own = [{"messages": [{"role": "user", "content": "Price?"}, {"role": "assistant", "content": "1"}], "tools": tools}]
+    assert any("'test 1'" in each["what"] for each in check_pair(gguf, stock, examples=own))
+
+
+def test_without_llama_server_it_says_what_it_did_not_look_at(gguf, stock, monkeypatch):
+    real = find_llama_cpp
+    def without(need=("convert", "quantize", "server")):
+        if "server" in need: raise UserError("llama-server is not here")
+        return real(need)
+    monkeypatch.setattr(serve, "find_llama_cpp", without)
+    monkeypatch.setattr(serve, "find_ollama", lambda: {"url": None, "binary": None})
+    findings = check_pair(gguf, stock)
+    assert [each["severity"] for each in findings] == ["not evaluated"] * 2 and "llama-server is not here" in pair_table(findings)
+
+
+def test_what_is_no_gguf_is_refused(tmp_path, stock, gguf):
+    (tmp_path / "no.gguf").write_text("hello")
+    with pytest.raises(UserError, match="not a GGUF"): check_pair(tmp_path / "no.gguf", stock)
+    with pytest.raises(UserError, match="no such model folder"): check_pair(gguf, tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not find_ollama()["binary"] and not CI, reason="no Ollama: make ollama")
+def test_ollama_refuses_tools_where_the_template_shows_none(faulty, stock, tmp_path):
+    "The report that users make most often, from a Modelfile as they write it."
+    (tmp_path / "Modelfile").write_text(f"FROM {faulty('ChatML')}\n")
+    found = check_pair(faulty("ChatML"), stock, tmp_path / "Modelfile")
+    assert any("Ollama: this model does not support tools" in each["what"] for each in found if each["severity"] == "error"), [each["what"] for each in found]
+
+
+# ---- peers ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_ggufdoctor_finds_we_find(name, faulty, stock, tokenizer, monkeypatch):
+    "Its checks, on the same files, with the folder's template as upstream; what it finds has a finding of ours beside it (the test above says which)."
+    pytest.importorskip("ggufdoctor", reason="ggufdoctor is not installed: pip install ggufdoctor==0.3.0")
+    from ggufdoctor.cli import CheckContext, load_corpus, run_reference_checks, run_sanity_checks
+    from ggufdoctor.engines.registry import select_engines
+    from ggufdoctor.reader import read_gguf_file
+    corpus = load_corpus(None)
+    context = CheckContext(model=read_gguf_file(str(faulty(name))), engines=select_engines(None).engines, fixtures=corpus.fixtures, upstream_template=tokenizer.chat_template,
+                           upstream_meta={"coverage": "ok"}, corpus_version=corpus.version, custom_corpus=False)
+    theirs = {each.id: each.severity.name for each in run_sanity_checks(context) + run_reference_checks(context)}
+    print(f"{name}: ggufdoctor {theirs or 'nothing'}") # one newline, a refusal and a turn opened always are notes to it; all three are other tokens
+    if FAULTS[name][2]: assert FAULTS[name][2] in theirs
+    else: assert set(theirs.values()) <= {"INFO"} # of tokens it knows nothing
+
+
+def test_renderers_make_the_tokens_of_training_but_for_typed_control_tokens(tokenizer):
+    renderers = pytest.importorskip("renderers", reason="renderers is not installed: pip install renderers==0.1.12")
+    from toolcall_ft.template import tidy_message
+    renderer, other = renderers.create_renderer(tokenizer), []
+    for case in CORPUS:
+        theirs = renderer.render_ids([tidy_message(message) for message in case["messages"]], tools=case["tools"] or None, add_generation_prompt=True)
+        if list(theirs) != list(encode_prompt(case, tokenizer)): other.append(case)
+    assert {case["kind"] for case in other} <= {"typed", "tools"} and all("typed" in case["name"] or "all tools" in case["name"] for case in other)
