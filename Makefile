@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` and `make test`. Both set up everything they need.
+# Two commands matter: `make demo` and `make test`. Both set up everything they need. `make ollama` and `make vllm` bring two more servers, which `make test` then asks too.
 PYTHON ?= python3.11
 PIP_OPTIONS ?=
 BIN = .venv/bin
@@ -7,7 +7,7 @@ STAMP = .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY = 1
 export UNSLOTH_DISABLE_STATISTICS = 1
 
-.PHONY: setup demo test browser check readme figures bench docs constraints
+.PHONY: setup demo test browser ollama vllm check readme figures bench docs constraints
 
 setup: $(STAMP)
 	@$(BIN)/toolcall-ft llama-cpp
@@ -29,6 +29,18 @@ test: setup check
 browser:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name && exit; done; \
 	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium fonts-noto-cjk; else sudo apt-get install chromium; fi
+
+# Ollama, for the tests of it: found, or built with Go (1.26 or newer) into your cache folder. Without it these tests are skipped, and say so.
+ollama: setup
+	$(BIN)/toolcall-ft ollama
+
+# vLLM without a GPU, for the tests of it: 5.5 GB in an environment of its own, since it wants other versions than we do
+vllm: .venv-vllm/.installed
+
+.venv-vllm/.installed: constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install $(PIP_OPTIONS) --no-deps --requirement constraints-vllm.txt
+	@touch .venv-vllm/.installed
 
 # the modules are in step with the notebooks, the notebooks are clean, the READMEs are in step with the index
 check: $(STAMP)
@@ -52,6 +64,7 @@ figures: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/demo_stages.py
+	$(BIN)/python benchmarks/serve.py
 
 # the site of the notebooks as plain pages; the one on the web is made by .github/workflows/docs.yaml
 docs: $(STAMP)

@@ -1,46 +1,80 @@
-"""From conversations to rows of ids and labels: `encode_dataset` against TRL's own way and against the bare tokenizer, turn by turn, in processes of their own.
+"""From conversations to rows of ids and labels: `encode_dataset` against TRL's own way, LLaMA-Factory's processor and the bare tokenizer, turn by turn, in processes of their own.
 
-    python benchmarks/preprocess.py ../shared/data/glaive_toolcall_en_demo.json      # LLaMA-Factory's demo set; without a file: examples/logs.jsonl
-    python benchmarks/preprocess.py FILE --rows 6000 --turns 5
+    python benchmarks/preprocess.py FILE                                  # FILE: LLaMA-Factory's data/glaive_toolcall_en_demo.json
+    python benchmarks/preprocess.py FILE --processes 2 --turns 1          # a part; parts add up in benchmarks/results/preprocess.json
+    python benchmarks/preprocess.py FILE --llamafactory PYTHON            # with LLaMA-Factory: PYTHON is the interpreter of an environment that has it
 
-The conversations of the file are repeated up to --rows, each with its own number in its first question. No row and no list of tools is remembered; words are, by
-`encode_pieces` as by the tokenizer itself, so the rate of the first pass is printed too. `limit` is `encode_batch` of the tokenizer on finished text, where rendering,
-labels and writing cost nothing, with as many threads as the others have processes.
+The conversations of FILE are repeated up to --rows, but not word for word. In natural text the later rows still bring words that no row before had. So whatever word
+stands in one conversation only ends, in each of its copies, in two other letters (`tiled`): every copy brings as many new words as the end of the file itself, and
+nothing that remembers rows, tool lists or words gains from the tiling. Words are remembered, by `encode_pieces` as by the tokenizer; so the file itself, once, in a
+process that has seen no word of it, is measured too. `limit` is `encode_batch` of the tokenizer on text that is rendered already, with as many threads as the others
+have processes.
 """
 import argparse
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "preprocess.json"
 sys.path.insert(0, str(ROOT / "tests" / "golden"))
-KINDS = ("ours", "trl", "limit")
+ABSENT = """{}: not there. Give LLaMA-Factory's demo set, data/glaive_toolcall_en_demo.json of
+https://github.com/hiyouga/LLaMA-Factory, or any other file of conversations that `toolcall-ft convert` reads."""
+NO_PEER = """LLaMA-Factory was not measured. To have it: `python3.11 -m venv FOLDER && FOLDER/bin/pip install llamafactory torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0`, then --llamafactory FOLDER/bin/python"""
+CLOCKS = {"by the wall": "rate", "of CPU": "cpu"}
+KINDS = ("ours", "trl", "limit", "llamafactory")
+
+
+def load_examples(path: Path) -> list:
+    "The conversations of a file."
+    from toolcall_ft.data import read_examples
+    if not path.exists(): raise SystemExit(ABSENT.format(path))
+    examples, errors = read_examples(path)
+    if not examples: raise SystemExit(f"{path}: no conversation in it can be used: {errors[:1]}")
+    return examples
 
 
 def tiled(examples: list, rows: int):
-    "`rows` examples, no two the same."
+    "`rows` examples, as JSON; in a copy, each word that no other conversation has, nor its tools, ends in two letters that stand for the number of the copy."
+    find = lambda value: set(re.findall("[A-Za-z]{4,}", json.dumps(value, ensure_ascii=False)))
+    words = [find(example["messages"]) - find(example["tools"]) for example in examples]
+    count = Counter(word for each in words for word in each)
+    rare = [{word for word in each if count[word] == 1} for each in words]
+    texts = [json.dumps(example, ensure_ascii=False) for example in examples]
     for number in range(rows):
-        example = examples[number % len(examples)]
-        place = next(place for place, message in enumerate(example["messages"]) if message["role"] == "user")
-        messages = list(example["messages"])
-        messages[place] = {**messages[place], "content": f"{messages[place]['content']} ({number})"}
-        yield {**example, "messages": messages}
+        copy, place = divmod(number, len(examples))
+        mark = chr(97 + copy // 26 % 26) + chr(97 + copy % 26)
+        yield texts[place] if not copy else re.sub("[A-Za-z]{4,}", lambda found: found[0][:-2] + mark if found[0] in rare[place] else found[0], texts[place])
 
 
-def run_ours(examples, tokenizer, rows, processes):
-    "Seconds of `encode_dataset`."
+def clock() -> list:
+    "Seconds by the wall, and seconds of CPU that this process and its finished children took."
+    return [time.perf_counter(), sum(os.times()[:4])]
+
+
+def run_ours(lines, tokenizer, processes):
+    "When `encode_dataset` began."
     from toolcall_ft.template import encode_dataset
-    start = time.perf_counter()
-    dataset, left_out = encode_dataset(tiled(examples, rows), tokenizer, num_proc=processes)
-    seconds = time.perf_counter() - start
-    assert len(dataset) == rows and not left_out
-    return seconds
+    examples = list(map(json.loads, lines))
+    start = clock()
+    dataset, left_out = encode_dataset(examples, tokenizer, num_proc=processes)
+    assert len(dataset) == len(examples) and not left_out
+    return start
+
+
+def trl_template() -> str:
+    "TRL's template for Qwen2.5, with the marks that its mask is made from."
+    import trl
+    return (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_training.jinja").read_text(encoding="utf-8")
 
 
 def trl_row(row: dict, tokenizer, template: str) -> dict:
@@ -49,91 +83,125 @@ def trl_row(row: dict, tokenizer, template: str) -> dict:
     return tokenizer.apply_chat_template(example["messages"], tools=example["tools"] or None, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
 
 
-def run_trl(examples, tokenizer, rows, processes):
-    "Seconds of `datasets.map` with TRL's template for Qwen2.5."
-    import trl
+def run_trl(lines, tokenizer, processes):
+    "When `datasets.map` began."
     from datasets import Dataset
     from datasets.fingerprint import get_temporary_cache_files_directory
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_training.jinja").read_text(encoding="utf-8")
-    table = Dataset.from_dict({"example": [json.dumps(example) for example in tiled(examples, rows)]})
-    work = partial(trl_row, tokenizer=tokenizer, template=template)
-    start = time.perf_counter()
-    table.map(work, remove_columns=["example"], num_proc=processes if processes > 1 else None, cache_file_name=f"{get_temporary_cache_files_directory()}/{rows}.arrow", new_fingerprint=f"trl{rows}")
-    return time.perf_counter() - start
+    table = Dataset.from_dict({"example": lines})
+    work, name = partial(trl_row, tokenizer=tokenizer, template=trl_template()), f"trl{len(lines)}"
+    start = clock()
+    table.map(work, remove_columns=["example"], num_proc=processes if processes > 1 else None, cache_file_name=f"{get_temporary_cache_files_directory()}/{name}.arrow", new_fingerprint=name)
+    return start
 
 
-def run_limit(examples, tokenizer, rows, processes):
-    "Seconds of the bare tokenizer on text that is ready."
+def run_limit(lines, tokenizer, processes):
+    "When the bare tokenizer began, on text that is ready; its threads are set from outside."
     from toolcall_ft.template import render
-    texts = [render(example, tokenizer) for example in tiled(examples, rows)]
-    start = time.perf_counter()
-    for first in range(0, rows, 1000): tokenizer.backend_tokenizer.encode_batch(texts[first:first + 1000], add_special_tokens=False)
-    return time.perf_counter() - start
+    texts = [render(json.loads(line), tokenizer) for line in lines]
+    start = clock()
+    for first in range(0, len(texts), 1000): tokenizer.backend_tokenizer.encode_batch(texts[first:first + 1000], add_special_tokens=False)
+    return start
 
 
-def load_examples(path: Path) -> list:
-    "The conversations of a file."
-    from toolcall_ft.data import read_examples
-    from toolcall_ft.tools import read_json
-    examples, errors = read_examples(path, read_json(ROOT / "examples" / "tools.json") if path.name == "logs.jsonl" else None)
-    if not examples: raise SystemExit(f"{path}: no conversation in it can be used: {errors[:1]}")
-    return examples
-
-
-def child(kind: str, path: Path, rows: int, processes: int) -> None:
+def child(kind: str, path: Path, processes: int) -> None:
     "One measurement, printed as JSON."
     from qwen_tokenizer import qwen_tokenizer
-    examples, tokenizer = load_examples(path), qwen_tokenizer()
+    lines, tokenizer = path.read_text(encoding="utf-8").splitlines(), qwen_tokenizer()
     run = globals()[f"run_{kind}"]
-    run(examples, tokenizer, 10, 1)  # once, for what is imported and compiled when first used
-    seconds = run(examples, tokenizer, rows, processes)
-    peak = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps({"rate": rows / seconds, "peak": peak}))
+    run(lines[:1], tokenizer, 1)  # once, for what is imported and compiled when first used
+    start = run(lines, tokenizer, processes)
+    wall, cpu = (after - before for before, after in zip(start, clock()))
+    print(json.dumps({"rate": len(lines) / wall, "cpu": len(lines) / cpu}))
 
 
-def measure(kind: str, path: Path, rows: int, processes: int) -> dict:
-    "One measurement in a fresh process: rows a second, and the most memory that it and its largest worker held, in MB."
-    threads = str(processes if kind == "limit" else 1)
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": str(threads != "1").lower(), "RAYON_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, __file__, str(path), "--child", kind, "--rows", str(rows), "--processes", str(processes)]
-    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+def measure(kind: str, path: Path, processes: int, peer: Path = None) -> dict:
+    "One measurement in a fresh process."
+    threads = processes if kind == "limit" else 1
+    settings = {"TOKENIZERS_PARALLELISM": str(threads > 1).lower(), "RAYON_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, __file__, str(path), "--child", kind, "--processes", str(processes)]
+    if kind == "llamafactory":
+        from qwen_tokenizer import CACHE
+        command = [str(peer), str(ROOT / "benchmarks" / "llamafactory_rows.py"), str(path.parent), str(CACHE), str(processes)]
+    done = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True)
+    if done.returncode: raise SystemExit(f"{' '.join(command)}: ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def check_ids(path: Path) -> int:
-    "Every conversation of the file once: our ids are those of `apply_chat_template`, and TRL's labels differ only by the newline behind each opener."
-    import trl
+def check_ids(path: Path, rows: int, peer_rows: list) -> dict:
+    "On the first rows: our ids are TRL's, the bare tokenizer's and LLaMA-Factory's; TRL's labels differ only by the newline behind each opener, LLaMA-Factory's not at all."
     from qwen_tokenizer import qwen_tokenizer
-    from toolcall_ft.template import encode_rows
-    examples, tokenizer = load_examples(path), qwen_tokenizer()
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen2_5_training.jinja").read_text(encoding="utf-8")
+    from toolcall_ft.template import encode_rows, render
+    tokenizer, template = qwen_tokenizer(), trl_template()
+    lines = path.read_text(encoding="utf-8").splitlines()[:rows]
+    examples = list(map(json.loads, lines))
+    bare = tokenizer.backend_tokenizer.encode_batch([render(example, tokenizer) for example in examples], add_special_tokens=False)
+    same = {"rows": len(lines), "llamafactory ids": 0, "llamafactory labels": 0}
     for number, row in enumerate(encode_rows(examples, tokenizer)):
-        theirs = trl_row({"example": json.dumps(examples[number])}, tokenizer, template)
-        assert row["input_ids"] == theirs["input_ids"], number
+        theirs = trl_row({"example": lines[number]}, tokenizer, template)
+        assert row["input_ids"] == theirs["input_ids"] == bare[number].ids, number
         differ = sum(bool(mask) != (label != -100) for mask, label in zip(theirs["assistant_masks"], row["labels"]))
         assert differ == sum(message["role"] == "assistant" for message in examples[number]["messages"]), number
-    return len(examples)
+        if number < len(peer_rows):
+            same["llamafactory ids"] += row["input_ids"] == peer_rows[number]["input_ids"]
+            same["llamafactory labels"] += row["labels"] == peer_rows[number]["labels"]
+    return same
+
+
+def add_results(found: dict) -> dict:
+    "What was measured so far, with what is new; parts of another number of rows are dropped."
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if kept.get("rows") != found["rows"]: kept = {}
+    merged = {**kept, **found, "turns": kept.get("turns", []) + found["turns"], "first pass": kept.get("first pass", []) + found["first pass"]}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
+    return merged
+
+
+def table(turns: list) -> str:
+    "Medians of all turns, and of their ratios; first by the wall, then per second of CPU, which other work on the machine changes less."
+    lines = ["| rows per second | processes | turns | " + " | ".join(KINDS) + " | ours / limit | ours / TRL | ours / LLaMA-Factory |", "|---|" + "---:|" * 9]
+    for processes, clock_name in dict.fromkeys((turn["processes"], name) for name in CLOCKS for turn in sorted(turns, key=lambda turn: turn["processes"])):
+        these = [turn for turn in turns if turn["processes"] == processes and turn["clock"] == clock_name]
+        middle = lambda value, kind: f"{statistics.median(values):,.{2 if kind == 'ratio' else 0}f}" if (values := [value(turn) for turn in these if value(turn)]) else ""
+        rates = [middle(lambda turn: turn.get(kind), "rate") for kind in KINDS]
+        ratios = [middle(lambda turn: turn.get(other) and turn["ours"] / turn[other], "ratio") for other in KINDS[2:0:-1] + KINDS[3:]]
+        lines.append(f"| {clock_name} | {processes} | {len(these)} | {' | '.join(rates + ratios)} |")
+    return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", nargs="?", type=Path, default=ROOT / "examples" / "logs.jsonl")
+    parser.add_argument("file", type=Path, help="LLaMA-Factory's data/glaive_toolcall_en_demo.json")
     parser.add_argument("--rows", type=int, default=30000)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--llamafactory", type=Path, help="the python of an environment with LLaMA-Factory")
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child: return child(options.child, options.file, options.rows, options.processes)
-    print(f"{check_ids(options.file)} conversations: the ids of all three are the same\n")
-    print("| processes | ours, rows/s | TRL | limit | ours / limit | ours / TRL |\n|---:|---:|---:|---:|---:|---:|")
-    for processes in (1, 2):
-        turns = [{kind: measure(kind, options.file, options.rows, processes)["rate"] for kind in KINDS} for _ in range(options.turns)]
-        rates = [statistics.median(turn[kind] for turn in turns) for kind in KINDS]
-        ratios = [statistics.median(turn["ours"] / turn[other] for turn in turns) for other in ("limit", "trl")]
-        print(f"| {processes} | {' | '.join(f'{rate:,.0f}' for rate in rates)} | {ratios[0]:.0%} | {ratios[1]:.2f} × |", flush=True)
-    few = len(load_examples(options.file))
-    print(f"\nthe first {few} rows, whose words are all new: {measure('ours', options.file, few, 1)['rate']:,.0f} rows/s, limit {measure('limit', options.file, few, 1)['rate']:,.0f}")
-    for rows in (options.rows // 5, options.rows): print(f"\n{rows} rows: at most {measure('ours', options.file, rows, 1)['peak'][0]} MB", end="")
-    print()
+    if options.child: return child(options.child, options.file, options.processes[0])
+    examples = load_examples(options.file)
+    with tempfile.TemporaryDirectory() as folder:
+        from toolcall_ft.data import write_examples
+        path, once = Path(folder, "rows.jsonl"), Path(folder, "once.jsonl")
+        path.write_text("\n".join(tiled(examples, options.rows)), encoding="utf-8")
+        once.write_text("\n".join(tiled(examples, len(examples))), encoding="utf-8")
+        write_examples(Path(folder, "rows.json"), map(json.loads, path.read_text(encoding="utf-8").splitlines()), "sharegpt")
+        kinds = KINDS if options.llamafactory else KINDS[:3]
+        turns, first = [], []
+        for processes in [number for number in options.processes for _ in range(options.turns)]:
+            found = {kind: measure(kind, path, processes, options.llamafactory) for kind in kinds}
+            turns += [{"processes": processes, "clock": name, **{kind: round(found[kind][key]) for kind in kinds}} for name, key in CLOCKS.items()]
+            peer_rows, peer_versions = (found.get("llamafactory", {}).get(name) for name in ("rows", "versions"))
+        for _ in range(options.turns if 1 in options.processes else 0):
+            found = {kind: measure(kind, once, 1) for kind in KINDS[:3]}
+            first += [{"processes": 1, "clock": name, **{kind: round(found[kind][key]) for kind in found}} for name, key in CLOCKS.items()]
+        same = check_ids(path, 2 * len(examples), peer_rows or [])
+    versions = {name: version(name) for name in ("transformers", "tokenizers", "trl", "datasets")} | {"in LLaMA-Factory's environment": peer_versions}
+    merged = add_results({"file": options.file.name, "conversations": len(examples), "rows": options.rows, "cores": os.cpu_count(), "versions": versions, "same": same, "turns": turns, "first pass": first})
+    print(f"{same['rows']} rows: the ids are TRL's and the bare tokenizer's; LLaMA-Factory's ids are the same in {same['llamafactory ids']} of {same['rows'] if peer_rows else 0}, its labels in {same['llamafactory labels']}")
+    print(f"rows/s on {merged['rows']:,} rows, medians\n\n{table(merged['turns'])}\n")
+    print(f"the {len(examples)} conversations once, no word of them seen before\n\n{table(merged['first pass'])}")
+    if not options.llamafactory: print(NO_PEER)
 
 
 if __name__ == "__main__": main()

@@ -67,16 +67,16 @@ def test_functions_that_do_not_fit_the_tools_are_noted_and_noted_again(project, 
 
 def test_the_tools_offered_are_those_of_most_rows(project):
     config = read_config("config.yaml")
-    tools, question = cli.known_tools(config)
-    assert {tool["function"]["name"] for tool in tools} >= {"book_room", "find_colleague"} and question is None
+    tools, question, trained = cli.known_tools(config)
+    assert trained == {} and {tool["function"]["name"] for tool in tools} >= {"book_room", "find_colleague"} and question is None
     assert main(["data"]) == 0
     one = [tool for tool in tools if tool["function"]["name"] == "find_colleague"]
     rows = [json.loads(line) for line in Path("runs/first/data/test.jsonl").read_text().splitlines()]
     train = Path("runs/first/data/train.jsonl")
     write_text(train, "".join(json.dumps({**row, "tools": one}) + "\n" for row in rows))
     write_text(Path("runs/first/data/test.jsonl"), "".join(json.dumps({**row, "tools": one}) + "\n" for row in rows))
-    tools, question = cli.known_tools(config)
-    assert tools == one and question in [row["messages"][0]["content"] for row in rows]
+    tools, question, trained = cli.known_tools(config)
+    assert list(trained.values()) == one and tools == one and question in [row["messages"][0]["content"] for row in rows]
 
 
 def test_the_data_stage_leaves_a_report_and_strict_stops_on_errors(project, capsys):
@@ -145,6 +145,14 @@ def test_sample_logs_all_become_examples(project, capsys):
     (["init", "tools.json"], "cannot be written"),
     (["train", "--config", "taken.yaml"], "no folder can be made"),
     (["serve"], "toolcall-ft export"),
+    (["serve", "--runtime", "ollama"], "toolcall-ft export"),
+    (["serve", "--runtime", "vllm"], "toolcall-ft merge"),
+    (["serve", "--runtime", "vllm", "--format", "Q8_0"], "leave out --format"),
+    (["eval", "ollama"], "toolcall-ft data"),
+    (["parity"], "toolcall-ft merge"),
+    (["parity", "--hops", "lama-server"], "There are transformers, llama-server, ollama, vllm"),
+    (["parity", "--gguf", "model.gguf"], "--hf DIR"),
+    (["parity", "--modelfile", "Modelfile"], "--gguf FILE"),
     (["inspect"], "toolcall-ft data"),
     (["chat", "--with", "free"], "toolcall-ft merge"),
 ])
@@ -230,7 +238,7 @@ def toy_stages(run):
     def first(config): write_text(run / "first.txt", (run / "input.txt").read_text())
     def second(config): write_text(run / "second.txt", (run / "first.txt").read_text() * config["own"]["times"])
     return [Stage("first", first, ("first.txt",), files=lambda config: [run / "input.txt"]),
-            Stage("second", second, ("second.txt",), ("first",), ("own",))]
+            Stage("second", second, ("second.txt",), ("first.txt",), ("own",))]
 
 
 @pytest.fixture
@@ -253,11 +261,29 @@ def test_a_stage_runs_again_when_and_only_when_something_changed(toy):
     assert run_stages(stages, config) == ["first", "second"]
 
 
-def test_doing_an_early_stage_again_makes_the_later_ones_old(toy):
+def test_doing_an_early_stage_again_makes_the_later_ones_old_only_if_it_gave_something_new(toy):
     stages, config = toy
     run_stages(stages, config)
     do_stage(stages[0], config)
+    assert run_stages(stages, config) == []
+    write_text(Path(config["run"]) / "first.txt", "edited by hand")
     assert run_stages(stages, config) == ["second"]
+
+
+def test_data_again_on_the_same_logs_trains_nothing_again(project):
+    config = read_config("config.yaml")
+    run_stages(chain(config)[:1], config)
+    for stage in chain(config)[1:]:
+        for path in stage.makes: write_text(Path(config["run"]) / path, "")
+        do_stage(stage._replace(function=lambda config: {}), config)
+    before = {name: (Path(config["run"]) / "data" / name).read_bytes() for name in ("train.jsonl", "checks.jsonl", "sources.jsonl", "rejected.jsonl")}
+    assert main(["data"]) == 0
+    assert before == {name: (Path(config["run"]) / "data" / name).read_bytes() for name in before} and all(is_done(stage, config) for stage in chain(config))
+    write_text("logs.jsonl", Path("logs.jsonl").read_text() + "no JSON\n")
+    assert [stage.name for stage in chain(config) if not is_done(stage, config)] == ["data"]
+    assert main(["data"]) == 0 and all(is_done(stage, config) for stage in chain(config)), "the rows are the same"
+    write_text("logs.jsonl", "\n" + Path("logs.jsonl").read_text())
+    assert main(["data"]) == 0 and is_done(next(stage for stage in chain(config) if stage.name == "train"), config), "only the lines are others"
 
 
 def test_a_stage_that_fails_is_not_recorded_and_the_record_survives(toy):
@@ -292,9 +318,11 @@ def test_new_export_formats_leave_the_training_alone(project):
     finish(config)
     assert all(is_done(stage, config) for stage in chain(config))
     config["export"]["formats"] = ["F16"]
-    assert {stage.name for stage in chain(config) if not is_done(stage, config)} == {"export"} # and when that is done, its file is another
-    do_stage(chain(config)[-2]._replace(function=lambda config: {}), config)
+    assert {stage.name for stage in chain(config) if not is_done(stage, config)} == {"export"}
+    def export(config): (Path(config["run"]) / "gguf").unlink(), write_text(Path(config["run"]) / "gguf/model-F16.gguf", "other weights")
+    do_stage(chain(config)[-2]._replace(function=export), config)
     assert {stage.name for stage in chain(config) if not is_done(stage, config)} == {"F16"}
+    (Path(config["run"]) / "gguf/model-F16.gguf").unlink(), (Path(config["run"]) / "gguf").rmdir()
     finish(config)
     config["train"]["epochs"] = 9
     assert {stage.name for stage in chain(config) if not is_done(stage, config)} >= {"train"}
@@ -303,6 +331,91 @@ def test_new_export_formats_leave_the_training_alone(project):
 
 def fake_report(share):
     return {"n": 10, "exact": share, "exact_interval": [0, 1], "tool": share, "args": None, "failures": [{"text": "x"}]}
+
+
+def test_missing_files_and_shares_are_refused_with_their_line(project, capsys):
+    for text, words in (("data:\n  logs: [gone.jsonl]\n", "config.yaml, line 2: data.logs: there is no gone.jsonl"), ("data:\n  tools: gone.json\n", "config.yaml, line 2: data.tools: there is no gone.json"),
+                        ("data:\n  test: 0.5\n  validation: 0.5\n", "config.yaml, line 2: data.validation 0.5 and data.test 0.5"), ("data:\n  validation: 0.9\n", "config.yaml, line 1: data.validation 0.9 and data.test 0.2")):
+        write_text("config.yaml", text)
+        for command in ("data", "run"): assert main([command]) == 2 and words in capsys.readouterr().err, text
+    Path("logs.jsonl").unlink()
+    write_text("config.yaml", "run: runs/x\n")
+    assert main(["data"]) == 2 and "config.yaml: data.logs (by default): there is no logs.jsonl" in capsys.readouterr().err
+
+
+def test_chat_says_when_todays_tools_are_not_those_of_the_training(project, capsys):
+    config = read_config("config.yaml")
+    cli.read_own(config)
+    assert capsys.readouterr().out == "" and main(["data"]) == 0
+    capsys.readouterr()
+    cli.read_own(config)
+    assert capsys.readouterr().out == ""
+    tools = json.loads(Path("tools.json").read_text())
+    tools[0]["function"]["description"] += " Now."
+    write_text("tools.json", json.dumps([*tools, {"name": "water_plants", "parameters": {}}]))
+    write_text("functions.py", Path("functions.py").read_text() + "\ndef call_taxi(): return 'yes'\n")
+    cli.read_own(config)
+    said = capsys.readouterr().out
+    assert "water_plants: the model was not trained on it" in said and "call_taxi: the model was not trained" in said and "its description in tools.json is another" in said
+
+
+def test_shared_values_and_other_reasons_are_told_once_and_counted_as_in_the_report(project, capsys):
+    lines = [{"user": f"{ask} {name}", "tool_name": "find_colleague", "arguments": {"name": name}} for name, words in (("Li Wei", "find seek call want need show reach"), ("Ada Moreau", "where ring fetch meet ask greet phone")) for ask in words.split()]
+    write_text("logs.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + "".join(json.dumps({"user": "u", "tool_name": f"x{i}{i}", "arguments": {}}) + "\n" for i in range(12)))
+    assert main(["data"]) == 0
+    said = capsys.readouterr().out
+    told = next(line.split(" (")[0].split(", ", 1)[1] for line in said.splitlines() if line.strip().startswith("leaked value"))
+    assert f"| leaked value | {told} |" in Path("runs/first/data/checks.md").read_text() and "share values" not in said
+    assert "4 tool_name: other reasons" in said
+    found = [json.loads(line) for line in Path("runs/first/data/checks.jsonl").read_text().splitlines()]
+    leaked = next(f for f in found if f["kind"] == "leaked value")
+    row = json.loads(Path(f"runs/first/data/{leaked['split']}.jsonl").read_text().splitlines()[leaked["row"] - 1])
+    assert leaked["source"] == f"logs.jsonl, line {1 + [line['user'] for line in lines].index(row['messages'][0]['content'])}"
+
+
+def test_the_backend_starts_without_a_word_before_the_first_line(capsys):
+    with cli.quiet_start():
+        print("no GPU")
+        print("a warning", file=sys.stderr)
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(UserError, match="it cannot"):
+        with cli.quiet_start(): raise UserError("it cannot")
+
+
+def test_the_runtime_of_the_configuration_is_one_of_three(project, capsys):
+    assert read_config("config.yaml")["serve"]["runtime"] == "llama-server"
+    write_text("config.yaml", "serve:\n  runtime: lamma\n")
+    assert main(["serve"]) == 2 and "config.yaml, line 2: serve.runtime: 'lamma' is not one of llama-server, ollama, vllm" in capsys.readouterr().err
+
+
+def test_what_the_runtimes_scored_stands_in_the_table(project):
+    write_text("runs/first/eval/ollama.json", json.dumps(fake_report(0.5)))
+    assert "| in Ollama | 50.0 % |" in result_table(make_summary(read_config("config.yaml")))
+
+
+def test_a_template_that_cannot_be_made_portable_is_a_note_and_no_failure(project, monkeypatch):
+    from toolcall_ft import portable, train
+    def refuse(folder, tools): raise UserError("of another family")
+    def merged(*arguments): return {"probe_tokens": 1}
+    monkeypatch.setattr(portable, "make_portable", refuse)
+    monkeypatch.setattr(train, "merge_adapter", merged)
+    assert main(["data"]) == 0
+    (project / "runs/first/adapter").mkdir()
+    facts = cli.make_merged(read_config("config.yaml"))
+    assert facts["probe_tokens"] == 1 and "stays as it is" in facts["notes"][0] and "of another family" in facts["notes"][0]
+
+
+def test_an_importance_matrix_is_made_of_the_training_rows_or_not_read_at_all(project):
+    config = read_config("config.yaml")
+    export = {stage.name: stage for stage in chain(config)}["export"]
+    assert export.reads == ("merged",)
+    config["export"]["imatrix"] = True
+    assert {stage.name: stage for stage in chain(config)}["export"].reads == ("merged", "data/train.jsonl")
+
+
+def test_ollama_without_llama_cpp_is_told_what_to_do_first(project):
+    finished = run_program("ollama", folder=project, env={**os.environ, "XDG_CACHE_HOME": str(project), "HOME": str(project), "PATH": "/nowhere"})
+    assert finished.returncode == 2 and "llama" in finished.stderr and "Traceback" not in finished.stderr
 
 
 def test_summary_has_the_promised_keys(project):
@@ -326,7 +439,8 @@ def test_need_names_the_command(project):
 def test_doctor_says_what_will_be_used(project, capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert "train: LoRA" in said and "llama-server" in said and "CPU" in said or "GPU" in said
+    assert all(words in said for words in ("train: LoRA", "serve: llama-server", "serve: Ollama (optional)", "serve: vLLM (optional)", "FP8, INT8, AWQ, GPTQ (optional)"))
+    assert "CPU" in said or "GPU" in said
 
 
 def test_every_command_has_help(capsys):
@@ -344,7 +458,7 @@ def test_generate_and_chat_with_the_base_model(project):
 
 def test_the_whole_chain_on_a_small_project(project):
     config = (project / "config.yaml").read_text().replace("epochs: 3", "epochs: 1").replace("[F16, Q8_0, Q4_K_M, Q4_0]", "[Q8_0]").replace("limit: null", "limit: 4")
-    write_text(project / "config.yaml", config.replace("max_new_tokens: 160", "max_new_tokens: 40"))
+    write_text(project / "config.yaml", config.replace("max_new_tokens: 160", "max_new_tokens: 40").replace("imatrix: false", "imatrix: true"))
     finished = run_program("run", folder=project)
     assert finished.returncode == 0, finished.stderr
     summary = json.loads((project / "runs/first/summary.json").read_text())
@@ -353,6 +467,12 @@ def test_the_whole_chain_on_a_small_project(project):
     for path in ("adapter", "merged/model.safetensors", "gguf/model-Q8_0.gguf", "Modelfile", "inspect.html", "curves.png", "eval/free.html"):
         assert (project / "runs/first" / path).exists(), path
     assert "| Q8_0 in llama-server |" in finished.stdout and "Talk to it:" in finished.stdout
+    assert json.loads((project / "runs/first/gguf/export.json").read_text())["imatrix"]
+    template = (project / "runs/first/merged/chat_template.jinja").read_text()
+    assert "book_room" in template, "the tools of the run are written into it"
+    finished = run_program("parity", "--hops", "transformers,llama-server", "--answers", "2", folder=project)
+    assert finished.returncode == 0 and "What was trained is what is served." in finished.stdout, finished.stdout + finished.stderr
+    assert list(json.loads((project / "runs/first/parity.json").read_text())["hops"]) == ["training row", "Transformers", "llama-server"]
     again = run_program("run", folder=project)
     assert again.returncode == 0 and again.stdout.count("done already") == 9
 

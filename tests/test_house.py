@@ -9,7 +9,7 @@ from configparser import ConfigParser
 
 import pytest
 
-ORDER = ["tools", "formats", "data", "checks", "synthesise", "template", "viewer", "train", "generate", "evaluate", "export", "serve", "cli", "tiny"]
+ORDER = ["tools", "formats", "data", "checks", "synthesise", "template", "portable", "viewer", "train", "generate", "evaluate", "export", "serve", "checkpoints", "quantised", "cli", "tiny"]
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "unsloth", "numpy", "pandas", "matplotlib", "openai", "mcp", "ipywidgets", "playwright", "xgrammar", "transformers_cfg")
 
 

@@ -1,0 +1,166 @@
+"""Requests a second and latencies of every runtime, on the same requests: the test split of a run (`make demo` makes one).
+
+    python benchmarks/serve.py --run runs/demo                              # all that is here; what is not is named
+    python benchmarks/serve.py --run runs/demo --parts ollama-8 --requests 100
+    python benchmarks/serve.py --run runs/demo --soak 2000                  # every fourth request malformed
+    python benchmarks/serve.py --table                                      # results/serve.json as markdown
+
+A part is a runtime with so many slots; each is measured with the cache of shared prompt beginnings and without. As many clients as slots ask without a pause, at temperature 0.
+A latency is the time from a client's question to its whole answer; for Transformers in batches that of the batch. Before the clock runs, each runtime answers eight requests.
+The parts add up in results/serve.json, so a run may be cut into pieces.
+"""
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from toolcall_ft.data import read_jsonl, write_text
+from toolcall_ft.evaluate import to_requests
+from toolcall_ft.serve import LlamaServer, OllamaServer, VllmServer, openai_answerer, wire_messages
+from toolcall_ft.tools import UserError, dump_json
+
+RESULTS = Path(__file__).parent / "results" / "serve.json"
+PARTS = ["transformers-1", "transformers-32", "llama-server-1", "llama-server-8", "ollama-1", "ollama-8", "vllm-8"]
+TOKENS = 160
+
+
+def send(url, body, timeout=120):
+    "A request and its status; the reply if there is one."
+    request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer: return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error: return error.code, None
+
+
+def open_server(run, part, cache):
+    "The server of a part, not yet started."
+    kind, slots = part.rsplit("-", 1)
+    settings = {"slots": int(slots), "context": 2048}
+    if kind == "vllm": return VllmServer(run / "merged", options=["--enable-prompt-tokens-details", *([] if cache else ["--no-enable-prefix-caching"])], **settings)
+    if kind == "ollama": return OllamaServer(run / "gguf/model-F16.gguf", **settings)
+    return LlamaServer(run / "gguf/model-F16.gguf", options=[] if cache else ["--no-cache-prompt", "--cache-ram", "0"], **settings)
+
+
+def measure_server(run, part, cache, requests):
+    "Seconds of the whole and of each request, and the share of prompt tokens that came from the cache."
+    with open_server(run, part, cache) as server, ThreadPoolExecutor(int(part.rsplit("-", 1)[1])) as clients:
+        def ask(request):
+            tools = {"tools": request["tools"]} if request["tools"] else {}
+            body = dump_json({"model": server.model, "messages": wire_messages(request["messages"]), "temperature": 0, "max_tokens": TOKENS, **tools}).encode()
+            start = time.perf_counter()
+            status, reply = send(server.url, body)
+            return time.perf_counter() - start, status, (reply or {}).get("usage") or {}
+        list(clients.map(ask, requests[:8]))
+        start = time.perf_counter()
+        answers = list(clients.map(ask, requests))
+        seconds = time.perf_counter() - start
+    usage = [used for _, _, used in answers]
+    cached = sum((used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for used in usage)
+    return {"seconds": seconds, "latencies": [one for one, _, _ in answers], "errors": sum(status != 200 for _, status, _ in answers),
+            "prompt tokens from cache": cached / max(1, sum(used.get("prompt_tokens", 0) for used in usage))}
+
+
+def measure_transformers(run, part, requests):
+    "The same of Transformers: one request after the other as in guide 2 (the model stays in memory), or in batches."
+    from toolcall_ft.generate import load_model, transformers_answerer
+    size = int(part.rsplit("-", 1)[1])
+    answerer = transformers_answerer(*load_model(run / "merged"), max_new_tokens=TOKENS, batch_size=size)
+    answerer(requests[:8])
+    latencies, begin = [], time.perf_counter()
+    for first in range(0, len(requests), size):
+        start, batch = time.perf_counter(), requests[first:first + size]
+        answerer(batch)
+        latencies += [time.perf_counter() - start] * len(batch)
+    return {"seconds": time.perf_counter() - begin, "latencies": latencies, "errors": 0, "prompt tokens from cache": 0}
+
+
+def record(name, found):
+    "One row of results/serve.json."
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    latencies = found.pop("latencies")
+    cuts = statistics.quantiles(latencies, n=100, method="inclusive")
+    rows[name] = {"requests": len(latencies), "requests_per_second": len(latencies) / found["seconds"], **{f"p{share}": cuts[share - 1] for share in (50, 95, 99)},
+                  **found, "load_before": found["load_before"]}
+    write_text(RESULTS, json.dumps({key: rows[key] for key in sorted(rows)}, indent=1))
+    print(f"{name}: {rows[name]['requests_per_second']:.1f} requests/s", flush=True)
+
+
+def table(rows):
+    "The rows as markdown; times in seconds."
+    lines = ["| runtime, slots | cache | requests/s | p50 | p95 | p99 | from cache | errors | n |", "|---|---|---:|---:|---:|---:|---:|---:|---:|"]
+    for name, row in rows.items():
+        part, cache = name.split(", ")
+        lines.append(f"| {part} | {cache} | {row['requests_per_second']:.1f} | {row['p50']:.3f} | {row['p95']:.3f} | {row['p99']:.3f} | {row['prompt tokens from cache']:.0%} | {row['errors']} | {row['requests']} |")
+    return "\n".join(lines)
+
+
+# --- soak; tests/test_load.py does the same with fewer requests ---
+
+HELLO = [{"role": "user", "content": "x"}]
+MALFORMED = [b"", b"{", b"\xff\xfe", b"[]", *map(str.encode, map(json.dumps, [
+    {"messages": 1}, {"messages": []}, {"messages": [{"role": "user"}], "tools": 3}, {"messages": HELLO, "tools": [{"type": "function"}]},
+    {"messages": HELLO, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "nonsense"}}}}}]},
+    {"messages": [{"role": "user", "content": "tea " * 6000}]}]))]
+
+
+def resident(group):
+    "Megabytes that all processes of a group hold."
+    listed = subprocess.run(["ps", "-eo", "pgid,rss"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    return sum(int(line.split()[1]) for line in listed if line.split()[0] == str(group)) / 1024
+
+
+def said(answer):
+    "What counts of an answer."
+    return answer["content"], answer["calls"], answer["errors"]
+
+
+def soak(server, clients, requests, count):
+    "So many requests from several clients at once, every fourth malformed: which are lost, which differ from the same request asked alone, what the malformed ones got, memory."
+    ask = openai_answerer(server.url, server.model, 40)
+    alone = [said(answer) for answer in ask(requests)]
+    before = resident(server.process.pid)
+    def one(number):
+        if number % 4 == 3: return send(server.url, MALFORMED[number // 4 % len(MALFORMED)])[0]
+        return said(ask([requests[number % len(requests)]])[0])
+    with ThreadPoolExecutor(clients) as pool: answers = list(pool.map(one, range(count)))
+    wrong = [number for number, answer in enumerate(answers) if number % 4 != 3 and answer != alone[number % len(requests)]]
+    statuses = {status: answers[3::4].count(status) for status in set(answers[3::4])}
+    return {"requests": count, "lost": count - len(answers), "wrong": wrong, "statuses": statuses, "megabytes_before": before, "megabytes_after": resident(server.process.pid)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--cache", choices=["on", "off", "both"], default="both")
+    parser.add_argument("--requests", type=int)
+    parser.add_argument("--soak", type=int)
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.table: return print(table(json.loads(RESULTS.read_text())))
+    requests = [request for request, _ in to_requests(read_jsonl(arguments.run / "data/test.jsonl"))]
+    random.Random(0).shuffle(requests)
+    if arguments.soak:
+        with LlamaServer(arguments.run / "gguf/model-F16.gguf", slots=4, context=2048, options=["--threads", "1"]) as server:
+            soak(server, 6, requests[:24], 200)  # the caches fill
+            print(json.dumps(soak(server, 6, requests[:24], arguments.soak), indent=1))
+        return
+    requests = requests[:arguments.requests]
+    for part in arguments.parts.split(","):
+        for cache in [True, False] if arguments.cache == "both" else [arguments.cache == "on"]:
+            if part.startswith("transformers") and cache: continue  # it has none
+            if part.startswith("ollama") and not cache: print(f"{part}, off: NOT MEASURED: Ollama asks its llama-server for the cache in every request and has no switch for it"); continue
+            load = os.getloadavg()[0]
+            try: found = measure_transformers(arguments.run, part, requests) if part.startswith("transformers") else measure_server(arguments.run, part, cache, requests)
+            except UserError as error: print(f"{part}: NOT MEASURED: {error}"); break
+            record(f"{part}, {'on' if cache else 'off'}", {**found, "load_before": load})
+
+
+if __name__ == "__main__": main()
