@@ -1,8 +1,6 @@
 """Quantised checkpoints, made by the real LLM Compressor and loaded by the real Transformers and vLLM."""
 import json
 import os
-import shutil
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +8,8 @@ from toolcall_ft import checkpoints
 from toolcall_ft.checkpoints import SCHEMES, TOKENIZER_FILES, agreement, calibration_rows, checkpoint_table, copy_tokenizer, make_checkpoint, next_tokens, scheme_recipe
 from toolcall_ft.generate import load_model, transformers_answerer
 from toolcall_ft.portable import make_portable
-from toolcall_ft.serve import VllmServer, find_vllm, openai_answerer
-from toolcall_ft.template import encode_prompt, encode_rows, load_tokenizer, model_path
+from toolcall_ft.serve import VllmServer, find_vllm, learn_by_heart, openai_answerer
+from toolcall_ft.template import encode_prompt, encode_rows, load_tokenizer
 from toolcall_ft.tools import UserError, clean_tools
 
 TOOLS, _ = clean_tools([{"name": "get_weather", "description": "Weather of a city 天气", "parameters": {"city": {"type": "string"}}}])
@@ -22,17 +20,22 @@ def example(city):
     return {"tools": TOOLS, "messages": [{"role": "user", "content": f"What's the weather in {city}?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
 
 
-EXAMPLES = [example(city) for city in ("Oslo", "北京", "Lima", "上海")]
+CITIES = ("Oslo", "北京", "Lima", "上海")
+EXAMPLES = [example(city) for city in CITIES]
 REQUESTS = [{**one, "messages": one["messages"][:1]} for one in EXAMPLES]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    "The embedded model with a portable template, as the merge stage leaves one."
+    "A model that knows the right calls, with a portable template, as the merge stage leaves one."
     folder = tmp_path_factory.mktemp("run")/"merged"
-    shutil.copytree(model_path("tiny-qwen2"), folder)
+    said = [f'<tool_call>\n{{"name": "get_weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>' for city in CITIES]
+    assert learn_by_heart(list(zip(REQUESTS, said)), folder)["wrong tokens"] == 0
     make_portable(folder, TOOLS)
     return folder
+
+
+def right(answers): return sum(one["calls"] == [{"name": "get_weather", "arguments": {"city": city}}] for one, city in zip(answers, CITIES))
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,7 @@ def test_a_checkpoint_is_smaller_and_answers_alike(made, model, scheme):
     folder, record = made[scheme]
     assert record["bytes"] < 0.8 * record["bytes_before"] and record["same_next_token"] > 0.8
     assert json.loads((folder/"checkpoint.json").read_text()) == record and record["versions"].keys() == {"llmcompressor", "compressed-tensors", "torch", "transformers"}
-    answers = transformers_answerer(*load_model(str(folder)))(REQUESTS)
-    assert all(not one["errors"] for one in answers)
+    assert right(transformers_answerer(*load_model(str(folder)))(REQUESTS)) >= 3
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -79,9 +81,7 @@ def test_vllm_serves_four_bits(made):
     with VllmServer(folder) as server:
         tokenizer = load_tokenizer(str(folder))
         assert [server.prompt_ids(one) for one in REQUESTS] == [encode_prompt(one, tokenizer) for one in REQUESTS]
-        there = openai_answerer(server.url, server.model)(REQUESTS)
-    here = transformers_answerer(*load_model(str(folder)))(REQUESTS)
-    assert sum(one["calls"] == other["calls"] for one, other in zip(here, there)) >= 3 # bfloat16 there, float32 here
+        assert right(openai_answerer(server.url, server.model)(REQUESTS)) >= 3
 
 
 def test_nothing_is_left_of_one_that_failed(model, tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def make_checkpoint(model, # a folder with a merged model
         with quiet_compressor(): compress(network, scheme, rows, folder)
         copy_tokenizer(source, folder)
         seconds = time.perf_counter() - start
-        same = agreement(before, next_tokens(load_model(str(folder))[0], rows[:32]))
+        with quiet_compressor(): same = agreement(before, next_tokens(load_model(str(folder))[0], rows[:32]))
         if same < 0.5: raise UserError(f"{scheme}: only {same:.0%} of the tokens of your examples are as before, so nothing was written. Are the examples those of this model?")
         record = checkpoint_record(folder, source, scheme, 0 if scheme == "FP8" else len(rows), seconds, same)
         write_text(folder/"checkpoint.json", json.dumps(record, indent=1))
@@ -146,7 +146,7 @@ def checkpoint_record(folder, source, scheme:str, rows:int, seconds:float, same:
     return {"scheme": scheme, "what": SCHEMES[scheme], "model": str(source), "rows": rows, "seconds": round(seconds, 1), "bytes": size(folder), "bytes_before": size(source),
             "same_next_token": round(same, 4), "versions": {name: version(name) for name in ("llmcompressor", "compressed-tensors", "torch", "transformers")}}
 
-# %% ../nbs/08b_checkpoints.ipynb #c034
+# %% ../nbs/08b_checkpoints.ipynb #c033
 def checkpoint_table(rows:dict, # name -> {"bytes", "seconds", "rows"} and reports of `evaluate` under "transformers" and "vllm"; a text there says why there is none
                     )->str: # markdown
     "Bytes, seconds and exact calls of checkpoints, in Transformers and in vLLM."
