@@ -219,6 +219,7 @@ def read_reply(reply, # a chat completion from the `openai` client
     choice = reply.choices[0]
     content, calls, errors = parse_calls(choice.message.content or "") if parse_text else read_message(choice.message)
     if choice.finish_reason == "length": errors = [*errors, "the answer was cut off: max_new_tokens reached"]
+    elif choice.finish_reason not in ("stop", "tool_calls", None): errors = [*errors, f"the server broke off the answer ({choice.finish_reason}). Is it still running?"] # vLLM says abort when it is stopped
     return {"content": content, "calls": calls, "errors": errors, "text": choice.message.model_dump_json(exclude_none=True)}
 
 # %% ../nbs/07_ollama_test.ipynb #c040
