@@ -123,8 +123,22 @@ def test_a_server_killed_in_mid_request_gives_an_error_that_says_what_to_do(gguf
 
 # --- toolcall-ft serve ---
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    "Also when a test fails before it ends its server."
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.terminate()
+        process.wait(60)
+
+
 def start_serving(project, *words):
     process = subprocess.Popen([*PROGRAM, "serve", *words], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    STARTED.append(process)
     lines = [process.stdout.readline() for _ in range(3)]
     assert lines[2].startswith("curl "), process.stderr.read()
     return process, lines[2]
