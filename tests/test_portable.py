@@ -2,6 +2,7 @@
 import json
 import random
 import shutil
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 
@@ -172,6 +173,18 @@ def test_the_folder_gets_one_template(tmp_path):
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("thinking", [True, False])
+def test_what_was_trained_about_thinking_stands_in_the_template(thinking):
+    "Whatever a server is told, and also after the template was made once more."
+    own, portable = pair("qwen3")[0], deepcopy(pair("qwen3")[0])
+    for choice in (thinking, None):
+        portable.chat_template = portable_template(portable, TOOLS, choice)
+        for said in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+            for example in ({"messages": [USER], "tools": [WEATHER]}, {"messages": after_call(x=0.1), "tools": []}):
+                assert by_template(portable, example, add_generation_prompt=True, **said) == by_template(own, example, add_generation_prompt=True, enable_thinking=thinking)
+    assert portable_template(portable, TOOLS, not thinking) != portable.chat_template and own_template(portable.chat_template) == own.chat_template
+
+
 # ---- what engines make of tools
 
 @pytest.mark.parametrize("schema, expected", [
@@ -243,3 +256,17 @@ def test_calls_still_come_back_as_calls(served):
 def test_what_is_printed_with_six_digits():
     value = {"a": [0.1, 39.904211, 1e21, 1e-7, 1234567.5], "b": {"é": None}}
     assert llama_json(value) == '{"a": [0.1, 39.9042, 1e+21, 1e-07, 1.23457e+06], "b": {"é": null}}' and llama_form(WEATHER) == WEATHER
+
+
+def test_a_server_does_not_have_to_be_told_of_thinking(tmp_path):
+    "Qwen3's template, trained without thinking: llama-server's prompt is that of training, whatever a client asks."
+    folder = tmp_path / "model"
+    shutil.copytree(model_path("tiny-qwen2"), folder)
+    (folder / "chat_template.jinja").write_text((TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8"), encoding="utf-8")
+    trained = load_tokenizer(str(folder))
+    make_portable(folder, TOOLS, thinking=False)
+    request = {"messages": [{"role": "user", "content": "北京?"}], "tools": [WEATHER]}
+    with LlamaServer(export_gguf(folder, tmp_path / "gguf", ["F16"])["F16"]) as server:
+        body = {**request, "chat_template_kwargs": {"enable_thinking": True}}
+        for prompt in (server_prompt(server.url, request), fetch_json(f"{server.url}/apply-template", body)["prompt"]):
+            assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") and server_tokens(server.url, prompt) == encode_prompt(request, trained, thinking=False)

@@ -8,9 +8,10 @@ __all__ = ['KINDS', 'SEVERITIES', 'ENOUGH', 'FEW_PLAIN', 'DOMINANT', 'FOLLOWERS'
            'message_problem', 'tool_problem', 'example_problem', 'order_problems', 'result_problems', 'letters',
            'hanzi_number', 'said_numbers', 'open_numbers', 'is_said', 'large_integers', 'call_problems',
            'invented_values', 'look_alikes', 'digest', 'calls_made', 'loose_key', 'repeated_rows', 'leak_keys',
-           'leaked_rows', 'tool_balance', 'is_plain', 'plain_share', 'argument_use', 'schema_use', 'usable_rows',
-           'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind', 'check_table', 'draw_balance',
-           'draw_findings', 'draw_lengths', 'check_chart', 'write_figure', 'write_report', 'strict_error']
+           'leaked_rows', 'tool_balance', 'is_plain', 'plain_share', 'argument_order', 'argument_use', 'schema_use',
+           'usable_rows', 'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind', 'check_table',
+           'draw_balance', 'draw_findings', 'draw_lengths', 'check_chart', 'write_figure', 'write_report',
+           'strict_error']
 
 # %% ../nbs/01b_checks.ipynb #c002
 import json
@@ -52,6 +53,7 @@ KINDS = {
     "rare tool": ("note", "a tool with few training rows"),
     "dominant tool": ("note", "one tool has most of the calls, so guessing it scores well"),
     "uncalled tool": ("note", "a tool that is offered and never called"),
+    "argument order": ("warning", "calls name arguments in another order than required ones first, then as in the schema; llama-server's grammar holds to that one, and loses or guesses values"),
     "argument use": ("note", "an optional argument that is always given, which teaches that it is required, or never"),
     "unseen choice": ("note", "permitted values that no training row uses"),
     "large integer": ("warning", "an argument of 2**63 or more, which servers on llama.cpp print as another number; make such ids texts"),
@@ -323,6 +325,12 @@ def plain_share(rows:dict):
     if plain < FEW_PLAIN * offering: yield "few plain answers", split, None, f"{plain} of {offering} rows of {split} that offer tools make no call"
 
 # %% ../nbs/01b_checks.ipynb #c041
+def argument_order(name:str, schema:dict, calls:list): # as in `argument_use`
+    "Yields at most one (kind, text): calls whose arguments do not come in the order of llama-server's grammar."
+    order = {key: (key not in schema.get("required", []), number) for number, key in enumerate(schema.get("properties", {}))}
+    turned = [known for known in ([key for key in arguments if key in order] for arguments in calls) if known != sorted(known, key=order.get)]
+    if turned: yield "argument order", f"{name}: {len(turned)} of {len(calls)} calls, such as {', '.join(turned[0])}; the grammar wants {', '.join(sorted(turned[0], key=order.get))}"
+
 def argument_use(name:str, # of a tool
                  schema:dict, # its parameters
                  calls:list, # the arguments of its calls
@@ -351,8 +359,8 @@ def schema_use(rows:dict):
         fields = {"the tool": tool, **tool["parameters"].get("properties", {})}
         silent = [key for key, field in fields.items() if not str(field.get("description") or "").strip()]
         if silent: yield "no description", split, None, f"{tool['name']}: {', '.join(silent)}"
-        uses = argument_use(tool["name"], tool["parameters"], arguments) if len(arguments) >= ENOUGH else []
-        yield from ((kind, split, None, said) for kind, said in uses)
+        asked = tool["name"], tool["parameters"], arguments
+        yield from ((kind, split, None, said) for kind, said in [*argument_order(*asked), *(argument_use(*asked) if len(arguments) >= ENOUGH else [])])
 
 # %% ../nbs/01b_checks.ipynb #c045
 ROW_CHECKS = (order_problems, result_problems, call_problems, invented_values, look_alikes)

@@ -288,7 +288,7 @@ def make_merged(config:dict, # the configuration
     probe = read_jsonl(need(config, "data/test.jsonl", "data"))[:4]
     facts = merge_adapter(model_path(config["model"]), need(config, "adapter", "train"), merged, probe)
     notes = [f"note: {len(tools)} tools; the {BAKED} of most rows are written into the template, the others may look different in Ollama"] if len(tools) > BAKED else []
-    try: make_portable(merged, tools[:BAKED])
+    try: make_portable(merged, tools[:BAKED], config["train"]["thinking"])
     except UserError as error: notes.append(f"note: the chat template stays as it is, and a server may render it differently (toolcall-ft parity tells): {error}")
     return {**facts, "notes": notes}
 
@@ -372,11 +372,11 @@ def chain(config:dict, # the configuration
     def measured(name, path, files=lambda config: ()):
         "The stage that measures one answerer; the model lies at the path."
         return Stage(name, partial(measure, name=name), (f"eval/{name}.json",), (rows["test"], *path), ("model", "train.thinking", "generate", "evaluate"), files)
-    return [Stage("data", make_data, (*rows.values(), "data/checks.jsonl"), settings=("data", "model"), files=logs),
+    return [Stage("data", make_data, (*rows.values(), "data/checks.jsonl"), settings=("data", "model", "train.max_length", "train.thinking"), files=logs),
             Stage("inspect", make_inspection, ("inspect.html",), (rows["train"], "data/checks.jsonl"), ("model", "train.train_on", "train.thinking"), model),
             measured("base", (), model),
             Stage("train", make_adapter, ("adapter",), (rows["train"], rows["validation"]), ("model", "train"), model),
-            Stage("merge", make_merged, ("merged",), ("adapter", rows["train"], rows["test"]), ("model",)),
+            Stage("merge", make_merged, ("merged",), ("adapter", rows["train"], rows["test"]), ("model", "train.thinking")),
             measured("free", ["merged"]), measured("constrained", ["merged"]),
             Stage("export", make_gguf, ("gguf", "Modelfile"), ("merged", *([rows["train"]] if config["export"]["imatrix"] else [])), ("export",)),
             *[measured(name, [f"gguf/model-{name}.gguf"]) for name in config["export"]["formats"]],

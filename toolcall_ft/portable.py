@@ -180,12 +180,14 @@ def tool_lines(
 def macros(
     tokens:list, # from `typed_tokens`
     lines:dict, # from `tool_lines`
+    thinking:bool=None, # as in `portable_template`
     )->str: # Jinja source
     "What is put in front of the model's own template"
+    mode = "" if thinking is None else f"{{%- set enable_thinking = {str(thinking).lower()} %}}\n"
     firsts = " or ".join(f"'{first}' in text" for first in sorted({token[0] for token in tokens}))
     broken = {token: token[0] + BREAK + token[1:] for token in tokens}
     return (f"{HEAD}{{%- set portable_tokens = {jinja_table(broken)} %}}\n{{%- set portable_tools = {jinja_table(lines)} %}}\n"
-            + TEXT_MACRO.replace("MAY_HOLD_ONE", firsts) + NUMBER_MACRO + JSON_MACROS + RULE)
+            + TEXT_MACRO.replace("MAY_HOLD_ONE", firsts) + NUMBER_MACRO + JSON_MACROS + mode + RULE)
 
 # %% ../nbs/02d_portable_template.ipynb #c020
 MESSAGE = r"(?:message|messages\[[^\[\]()]*\])(?:\.(?:reasoning_)?content\b|\[(['\"])(?:reasoning_)?content\2\])"
@@ -252,13 +254,14 @@ def prove_portable(
     own:str, # the model's own template
     new:str, # the portable one
     tokens:list, # from `typed_tokens`
+    thinking:bool=None, # written into the new one; None: it listens to what is asked, as the own one does
     ):
     "Raise `UserError` if the new template does not write what the own one writes, with control tokens broken"
     pattern, controls, tried = split_tokenizer(tokenizer)["hide"], re.compile("|".join(map(re.escape, tokens))), set()
     refuse = f"{tokenizer.name_or_path}: this chat template cannot be made portable: {{}}. Known are the templates of Qwen2.5 and Qwen3, and others that write `message.content`, `tool | tojson` and `tool_call.arguments | tojson`. {BY_IDS}"
     for field, example in probes(tokens):
         for options in ({}, {"prompt": True}, {"prompt": True, "thinking": False}):
-            try: wanted = written(example, tokenizer, own, pattern, **options)
+            try: wanted = written(example, tokenizer, own, pattern, **options | ({} if thinking is None else {"thinking": thinking}))
             except UserError: continue # nor would it be trained on
             try: found, broken = written(example, tokenizer, new, None, **options), written(example, tokenizer, new, pattern, **options)
             except UserError as error: found = broken = str(error)
@@ -272,20 +275,24 @@ def prove_portable(
 def portable_template(
     tokenizer, # with a chat template, portable already or not
     tools:list=(), # the schemas that the model was trained on: for engines that change a tool on its way
+    thinking:bool=None, # as the model was trained: written into the template, so that no server has to be told
     )->str: # a chat template that makes the text of training in every engine
     "The tokenizer's chat template, made so that engines cannot differ, and tried; `UserError` for a template where that cannot be"
     own, tokens = own_template(str(tokenizer.chat_template)), typed_tokens(tokenizer)
+    before = re.search(r"\{%- set enable_thinking = (true|false) %\}\n$", str(tokenizer.chat_template).partition(RULE)[0])
+    if thinking is None and before: thinking = before[1] == "true" # a model that is trained on keeps what it was trained to
     if template_habits(tokenizer)["parts"]: raise UserError(f"{tokenizer.name_or_path}: this chat template takes content in parts, as models for images do, and cannot be made portable. {BY_IDS}")
-    new = macros(tokens, tool_lines(tools, split_tokenizer(tokenizer)["hide"])) + portable_body(own)
-    prove_portable(tokenizer, own, new, tokens)
+    new = macros(tokens, tool_lines(tools, split_tokenizer(tokenizer)["hide"]), thinking) + portable_body(own)
+    prove_portable(tokenizer, own, new, tokens, thinking)
     return new
 
 def make_portable(
     folder, # of a model; changed
     tools:list=(), # as in `portable_template`
+    thinking:bool=None, # as in `portable_template`
     )->Path: # the file that was written
     "Write the portable template into a model's folder, in one step, so that Transformers, vLLM, the GGUF file and with it llama.cpp and Ollama all get it"
-    text, settings = portable_template(load_tokenizer(str(folder)), tools), Path(folder) / "tokenizer_config.json"
+    text, settings = portable_template(load_tokenizer(str(folder)), tools, thinking), Path(folder) / "tokenizer_config.json"
     old = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
     write_text(Path(folder) / "chat_template.jinja", text)
     if old.pop("chat_template", None) is not None: write_text(settings, json.dumps(old, ensure_ascii=False, indent=2) + "\n")
