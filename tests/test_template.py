@@ -14,7 +14,7 @@ from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from toolcall_ft.data import build_example
 from toolcall_ft.template import (BREAK, MARK, control_pattern, defined_turns, diff, encode_dataset, encode_example, encode_pieces, encode_prompt, encode_rows, encode_texts, hide_control_tokens, load_tokenizer, model_path,
                                   render, scan_turns, show_tokens, split_tokenizer, template_facts, token_bytes, token_roles, training_texts)
-from toolcall_ft.tools import UserError
+from toolcall_ft.tools import UserError, as_typed, dump_json, parse_calls
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -230,6 +230,15 @@ def by_template(name, messages, tools, thinking=None, **options):
     ids = borrowed.apply_chat_template(messages, tools=tools or None, return_dict=False, **options)
     more = MORE_AT_THE_END.get(name) if newest["role"] == "assistant" else None
     return ids + borrowed.convert_tokens_to_ids([more[bool(newest.get("tool_calls"))]]) if more else ids
+
+
+@pytest.mark.parametrize("name", [None, *TOOLS])
+def test_a_typed_token_that_a_model_copies_comes_back_as_it_was_typed(name):
+    family = borrow(name) if name else tokenizer
+    typed = [f"a {token} b" for token in split_tokenizer(family)["controls"] if token[:1] in "<["]
+    hidden = dump_json(hide_control_tokens({"x": typed, "y": "\u2060 <b>"}, split_tokenizer(family)["hide"])).replace(MARK, "")
+    assert len(typed) > 1 and BREAK in hidden and as_typed(json.loads(hidden)) == {"x": typed, "y": "\u2060 <b>"}
+    assert parse_calls(f'<tool_call>\n{{"name": "a", "arguments": {hidden}}}\n</tool_call>') == ("", [{"name": "a", "arguments": {"x": typed, "y": "\u2060 <b>"}}], [])
 
 
 @pytest.mark.parametrize("name, thinking", MODES)

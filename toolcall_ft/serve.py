@@ -26,7 +26,7 @@ from tqdm import tqdm
 # %% ../nbs/07_ollama_test.ipynb #c004
 from .export import check_magic, find_llama_cpp
 from .template import encode_prompt, load_tokenizer, model_path
-from .tools import UserError, canonical, dump_json, parse_calls, parse_json
+from .tools import UserError, as_typed, canonical, dump_json, parse_calls, parse_json
 
 # %% ../nbs/07_ollama_test.ipynb #c006
 GUARD = 'exec 3<&0; (trap "" TERM; read -r line <&3; kill -TERM 0; sleep 3; kill -KILL 0) & exec "$@" 3<&- < /dev/null' # the shell's part: ends the group when the pipe is closed
@@ -207,7 +207,7 @@ def read_message(message, # from the `openai` client
         try:
             arguments = parse_json(call.function.arguments)
             if not isinstance(arguments, dict): raise ValueError("not an object")
-            calls.append({"name": call.function.name, "arguments": arguments})
+            calls.append({"name": call.function.name, "arguments": as_typed(arguments)})
         except ValueError as error: errors.append(f"tool call not readable: {call.function.name}: arguments {call.function.arguments[:80]!r}: {error}")
     return (message.content or "").strip(), calls, errors
 

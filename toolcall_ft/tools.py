@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['JSON_DECODER', 'JSON_TYPES', 'OTHER_NAMES', 'ENUM_TYPE', 'TYPE_NAMES', 'PROSE_CHOICES', 'NO_CHOICES', 'INSIDE',
-           'OBJECT_KEYWORDS', 'FORMAT_EXAMPLES', 'ALLOWED', 'UserError', 'unique_keys', 'refuse_constant',
+           'OBJECT_KEYWORDS', 'FORMAT_EXAMPLES', 'ALLOWED', 'JOINER', 'UserError', 'unique_keys', 'refuse_constant',
            'check_value', 'parse_json', 'read_text', 'read_json', 'dump_json', 'canonical', 'tool_schema', 'allow_null',
            'split_type', 'any_of', 'clean_type', 'prose_enum', 'modern_field', 'clean_types', 'text_field',
            'clean_field', 'clean_object', 'list_properties', 'table_schema', 'object_schema', 'references',
            'check_schema', 'clean_tool', 'tool_list', 'clean_tools', 'mcp_servers', 'mcp_session', 'mcp_trouble',
            'mcp_connection', 'result_text', 'mcp_name', 'mcp_tools', 'mcp_functions', 'read_functions', 'name_line',
            'read_tools', 'pattern_fits', 'resolve_patterns', 'keys_inside', 'schema_validator', 'nearest', 'allowed',
-           'complaints', 'check_call', 'read_block', 'parse_calls']
+           'complaints', 'check_call', 'as_typed', 'read_block', 'parse_calls']
 
 # %% ../nbs/00_tools.ipynb #c002
 import difflib
@@ -699,6 +699,14 @@ def check_call(call, # {"name": str, "arguments": dict}, or whatever a model mad
     except Exception as error: return [f"{call['name']}: its schema cannot be used: {type(error).__name__}: {str(error)[:200]}"]
 
 # %% ../nbs/00_tools.ipynb #c065
+JOINER = re.compile("(?<=[<\\[])\u2060")
+
+def as_typed(arguments:dict, # of a call, as a model wrote them
+             )->dict:
+    "Arguments without the word joiners that keep typed control tokens from being real ones."
+    text = dump_json(arguments)
+    return parse_json(JOINER.sub("", text)) if "\u2060" in text else arguments
+
 def read_block(text:str, # what follows an opening <tool_call>
                )->tuple: # (call or None, error or None, the text after the block)
     "Read one call."
@@ -710,7 +718,7 @@ def read_block(text:str, # what follows an opening <tool_call>
         check_value(call)
         if not isinstance(call, dict) or not isinstance(call.get("name"), str): raise ValueError("a call needs a 'name', a text")
         if not isinstance(call.get("arguments"), dict): raise ValueError("a call needs 'arguments', an object")
-        return {"name": call["name"], "arguments": call["arguments"]}, None, text[closing.end():]
+        return {"name": call["name"], "arguments": as_typed(call["arguments"])}, None, text[closing.end():]
     except (ValueError, RecursionError) as error:
         return None, f"tool call not readable: {error}", text.partition("</tool_call>")[2]
 
