@@ -3,14 +3,16 @@ import json
 import random
 import subprocess
 import sys
+import time
 import unicodedata
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 
 from toolcall_ft.tools import (UserError, canonical, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
 
@@ -23,6 +25,13 @@ GUIDE = [{"name": "HandleTongzhiTonggao", "description": "notices", "parameters"
     {"name": "type", "description": '类型，从列表中选择其中一个：["时讯消息", "通告"]', "required": True}, {"name": "content", "description": "内容", "required": True}]},
     {"name": "WaterMachineApi", "description": "water", "parameters": [
         {"name": "operation", "description": "可选择的指令包含：[水壶取水, 水壶停水, 停止加热, 开始保温, 停止保温, 打开语音, 关闭语音]", "required": True}]}]
+
+
+def is_valid(schema):
+    "Raises an error if a schema is not valid; a pattern is one that the module `regex` takes, as JavaScript's are."
+    formats = FormatChecker(Draft202012Validator.FORMAT_CHECKER.checkers)
+    formats.checks("regex")(lambda text: not isinstance(text, str) or bool(regex.compile(text)))
+    Draft202012Validator.check_schema(schema, formats)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +75,7 @@ def test_cleaning_any_json_gives_valid_schemas_or_a_user_error(value):
             assert str(error)
             continue
         for tool in cleaned:
-            Draft202012Validator.check_schema(tool["function"]["parameters"])
+            is_valid(tool["function"]["parameters"])
             assert isinstance(check_call({"name": tool["function"]["name"], "arguments": {"x": value}}, [tool]), list)
         assert clean_tools(cleaned) == (cleaned, []), "cleaning twice is cleaning once"
 
@@ -114,7 +123,8 @@ def test_a_broken_pattern_in_a_schema_is_refused():
     ("typing.Dict[str, List[str]]", {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}}), ("Dict[str, Any]", {"type": "object"}),
     ("string[]", {"type": "array", "items": {"type": "string"}}), ("Array<number>", {"type": "array", "items": {"type": "number"}}), ("list of strings", {"type": "array", "items": {"type": "string"}}),
     ("int, default=3", {"type": "integer"}), ("Callable[[float], float]", {"type": "string"}), ("np.ndarray", {"type": "array"}), ("HashMap", {"type": "object"}), ("STRING", {"type": "string"}),
-    ("Optional[List[str]]", {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]}), ("Literal['a', \"b\"]", {"enum": ["a", "b"]}), ("", {}), ("Any", {})])
+    ("Optional[List[str]]", {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]}), ("Literal['a', \"b\"]", {"enum": ["a", "b"]}), ("Literal[1, 2, 1]", {"enum": [1, 2]}),
+    ("Literal['it\\'s', low, True, 1, None, 0.5]", {"enum": ["it's", "low", True, 1, None, 0.5]}), ("Literal[1.0, 1]", {"enum": [1]}), ("", {}), ("Any", {})])
 def test_types_that_people_write(written, schema):
     assert clean_type(written) == schema
     cleaned, repairs = clean_tools([{"name": "t", "parameters": {"type": "object", "properties": {"x": {"type": written}}}}])
@@ -307,7 +317,7 @@ def test_mutated_lists_of_every_shape(shape):
         assert tools == before, "the input is left as it was"
         assert clean_tools(cleaned) == (cleaned, []), "cleaning twice is cleaning once"
         for tool in cleaned:
-            Draft202012Validator.check_schema(tool["function"]["parameters"])
+            is_valid(tool["function"]["parameters"])
             assert set(tool) == {"type", "function"} and list(tool["function"]) == ["name", "description", "parameters"]
             said = check_call({"name": tool["function"]["name"], "arguments": {"a": 1}}, [tool])
             assert all(isinstance(sentence, str) for sentence in said)
@@ -380,7 +390,8 @@ def test_tools_files(tmp_path):
         read_json(tmp_path)
 
 
-@pytest.mark.parametrize("source, words", [("def f(:\n", "line 1"), ("\n\n1 / 0\n", "line 3"), ("import sys\nsys.path.gone\n", "line 2")])
+@pytest.mark.parametrize("source, words", [("def f(:\n", "f.py, line 1:"), ("\n\n1 / 0\n", "f.py, line 3:"), ("import sys\nsys.path.gone\n", "f.py, line 2:"), ("import json\n\njson.loads('{')\n", "f.py, line 3:"),
+                                           ("from dataclasses import dataclass\n\n\n@dataclass\nclass Place:\n    names: list = []\n", "f.py, line 4:"), ("def f(): 1 / 0\nf()\n", "f.py, line 1:"), ("\neval('1 +')\n", "f.py, line 2:")])
 def test_functions_that_do_not_load(tmp_path, source, words):
     (tmp_path / "f.py").write_text(source)
     with pytest.raises(UserError, match=words):
@@ -446,3 +457,64 @@ def test_tools_are_canonical_and_say_so():
 def test_bounds_beyond_64_bits_are_dropped(key, limit, kept):
     (tool,), repairs = clean_tools([{"name": "f", "parameters": {"type": "object", "properties": {"n": {"type": "integer", key: limit}}}}])
     assert (key in tool["function"]["parameters"]["properties"]["n"]) is kept and any("64 bits" in repair for repair in repairs) is not kept
+
+
+# ---- what a review found
+
+@pytest.mark.parametrize("field", [{"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]}, {"$ref": "#/$defs/K"}, {"const": "a"}, {"allOf": [{"$ref": "#/$defs/K"}]}, {"properties": {}}, {"items": {"type": "string"}}])
+def test_choices_in_prose_are_lifted_only_for_a_text(field):
+    "Pydantic writes Optional[list[str]] as anyOf: the choices are those of the items, and an enum would forbid every list."
+    written = [{"type": "function", "function": {"name": "t", "description": "", "parameters": {"type": "object", "properties": {"x": {**field, "description": "Tags (choices: ['a', 'b'])"}}, "$defs": {"K": {"type": "integer"}}}}}]
+    assert clean_tools(written) == (written, [])
+
+
+@pytest.mark.parametrize("pattern, good, bad", [(r"^\p{L}+$", "Zürich", "a1"), (r"^\p{Lu}{2}\d+$", "ÄB7", "ab7"), (r"^(?<year>\d{4})$", "2026", "26"), (r"^[\p{L}\p{N}]$", "é", "-")])
+def test_patterns_of_javascript(pattern, good, bad):
+    tools = [{"type": "function", "function": {"name": "t", "description": "", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}}}}]
+    assert clean_tools(tools) == (tools, [])
+    assert check_call({"name": "t", "arguments": {"x": good}}, tools) == [] and "must match" in check_call({"name": "t", "arguments": {"x": bad}}, tools)[0]
+    for wrong in ({"pattern": "("}, {"pattern": r"\p{Nothing}"}, {"patternProperties": {"[": {}}}):
+        with pytest.raises(UserError, match="not valid JSON Schema"): clean_tools([{"name": "t", "parameters": {"type": "object", "properties": {"x": wrong}}}])
+
+
+@pytest.mark.parametrize("field, cleaned", [
+    ({"$ref": "#/$defs/K", "description": "d"}, {"description": "d", "anyOf": [{"$ref": "#/$defs/K"}, {"type": "null"}]}), ({"const": "a"}, {"anyOf": [{"const": "a"}, {"type": "null"}]}),
+    ({"type": "string", "const": "a"}, {"anyOf": [{"type": "string", "const": "a"}, {"type": "null"}]}), ({"allOf": [{"$ref": "#/$defs/K"}], "default": None}, {"default": None, "anyOf": [{"allOf": [{"$ref": "#/$defs/K"}]}, {"type": "null"}]}),
+    ({"type": "integer", "enum": [1, 2]}, {"type": ["integer", "null"], "enum": [1, 2, None]}), ({"description": "anything"}, {"description": "anything"})])
+def test_nullable_permits_null_whatever_stands_beside_it(field, cleaned):
+    kinds = {"K": {"type": "integer"}}
+    tools, repairs = clean_tools([{"name": "t", "parameters": {"type": "object", "properties": {"x": {**field, "nullable": True}}, "$defs": kinds}}])
+    assert tools[0]["function"]["parameters"]["properties"]["x"] == cleaned and any("nullable" in repair for repair in repairs) and clean_tools(tools) == (tools, [])
+    assert check_call({"name": "t", "arguments": {"x": None}}, tools) == []
+    assert bool(check_call({"name": "t", "arguments": {"x": []}}, tools)) == (len(field) > 1 or "const" in field)
+
+
+def test_functions_beside_a_dataclass_with_late_annotations(tmp_path):
+    (tmp_path / "shop.py").write_text("from __future__ import annotations\nfrom dataclasses import dataclass, field\nfrom typing import ClassVar\n\n@dataclass\nclass Item:\n    name: str\n    kinds: ClassVar[int] = 2\n\n"
+                                      "def price(item: str) -> int:\n    \"\"\"The price.\n\n    Args:\n        item: What\n    \"\"\"\n    return len(Item(item).name)\n")
+    functions = read_functions(tmp_path / "shop.py")
+    assert list(functions) == ["price"] and functions["price"]("tea") == 3 and tool_schema(functions["price"])["function"]["name"] == "price"
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(UserError, match="line 1"): read_functions(tmp_path / "broken.py")
+    assert "functions_broken" not in sys.modules
+
+
+@pytest.mark.parametrize("text", ["a" + "\n" * 40_000 + "b", "\n" * 40_000, "<|im_end|>\n" * 4_000 + "x", "x" + " <|endoftext|>" * 4_000, "\n" * 40_000 + "<|im_end|", "a<|im_end|>" + "\t" * 40_000])
+def test_white_space_without_end_takes_no_time(text):
+    started = time.perf_counter()
+    content, calls, errors = parse_calls(text)
+    assert time.perf_counter() - started < .5 and not calls and not errors and not content.endswith(("<|im_end|>", "<|endoftext|>"))
+
+
+def test_stop_tokens_go_only_at_the_end():
+    assert parse_calls("a <|im_end|> b \n<|im_end|>\n<|endoftext|> ")[0] == "a <|im_end|> b" and parse_calls("<|im_end|>")[0] == "" and parse_calls("a<|im_end|>.")[0] == "a<|im_end|>."
+
+
+@pytest.mark.parametrize("pattern", ["^((b{2000}){2000}){2000}$", r"^((\p{L}{2000}){2000}){2000}$", "(){1000000000}", "^((?:[ab]{2000}){2000}c){2000}"])
+def test_repeats_that_would_fill_the_memory_are_never_written_out(pattern):
+    tools = [{"type": "function", "function": {"name": "t", "description": "", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}}}}]
+    assert clean_tools(tools) == (tools, [])
+    [said] = check_call({"name": "t", "arguments": {"x": "bbb"}}, tools)
+    assert "takes too long" in said
+    long = [{"type": "function", "function": {"name": "t", "description": "", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": r"^[A-Za-z0-9+/=\p{Lu}]{2000}$"}}}}}]
+    assert clean_tools(long) == (long, []) and check_call({"name": "t", "arguments": {"x": "a" * 2000}}, long) == []
