@@ -53,6 +53,8 @@ READ = [ # (name, record, format, messages, tools)
                                        assistant("Rain, sun.")]}, "openai", BOTH, None),
     ("Arrow's nulls", {"messages": [{"role": "user", "content": "Rome?", "tool_calls": None, "name": None}, {"role": "assistant", "content": None, "tool_calls": OPENAI_CALLS[1:], "function_call": None}], "system": None}, "openai", ONE, None),
     ("system beside", {"system": "Be brief.", "messages": ONE}, "openai", [BRIEF, *ONE], None),
+    ("system twice", {"system": "Be brief.", "messages": [BRIEF, *ONE]}, "openai", [BRIEF, *ONE], None),
+    ("turns that are learnt", {"messages": [{**user("Hi"), "weight": None}, {**assistant("Ho"), "weight": 1}]}, "openai", [user("Hi"), assistant("Ho")], None),
     ("thoughts apart", {"messages": [user("Hi"), {"role": "assistant", "content": "Ho", "reasoning_content": "A greeting."}]}, "openai", [user("Hi"), assistant("<think>\nA greeting.\n</think>\n\nHo")], None),
     ("messages from a table", {"messages": json.dumps(ONE), "tools": json.dumps([TOOL])}, "openai", ONE, [TOOL]),
     ("LLaMA-Factory", {"conversations": [{"from": "human", "value": "Rome?"}, {"from": "function_call", "value": CALL}, {"from": "observation", "value": '{"sky": "clear"}'}, {"from": "gpt", "value": "Sunny."}],
@@ -130,6 +132,8 @@ BAD = [(3, "record"), ({}, "record"), ([], "record"), ("text", "record"), ({"ins
        (chat(user("u"), result("x")), "messages[1]"), (chat(user("u"), CALLS, {"role": "tool", "tool_call_id": "a", "content": "1"}, {"role": "tool", "tool_call_id": "a", "content": "2"}), "messages[3]"),
        (chat(user("u"), CALLS, {"role": "tool", "tool_call_id": "a", "content": "1"}, assistant("x")), "messages[3]"), (chat(user("u"), CALLS, {"role": "tool", "tool_call_id": "a", "content": "1"}), "messages[2]"),
        (chat(user("u"), CALLS, {"role": "tool", "tool_call_id": "z", "content": "1"}), "messages[2]"), (chat(user("u"), CALLS, result("x", "other")), "messages[2]"), (chat(user("u"), CALLS, *[result("x")] * 3), "messages[4]"),
+       (chat(user("u"), {**assistant("x"), "weight": 0}, user("v"), {**assistant("y"), "weight": 1}), "messages[1].weight"), ({"history": [user("u"), {**assistant("x"), "weight": 0}], "user": "v", "answer": "y"}, "history[1].weight"),
+       ({"system": "Be long.", **chat(BRIEF, *ONE)}, "system"), ({"system": "Be long.", **shared(("system", "Be brief."), ("human", "u"), ("gpt", "x"))}, "system"),
        (chat(user("u"), CALLS, user("v")), "messages[2]"), (chat({**CALLS, "role": "user"}), "messages[0]"), (chat({**CALLS, "role": "tool"}), "messages[0]"), (chat(user("u"), assistant("")), "messages[1]"), (chat(user(" ")), "messages[0]"),
        (chat({"role": "wizard", "content": "x"}), "messages[0].role"), (chat(user(3)), "messages[0].content"), (chat(user([{"type": "image_url"}])), "messages[0].content[0]"), (chat(3), "messages[0]"), ({"messages": None}, "messages"),
        (chat(user("u"), {"role": "assistant", "tool_calls": [{"function": {"name": "t", "arguments": "[]"}}]}), "messages[1].tool_calls[0].function.arguments"), (chat(user("u"), {"role": "assistant", "tool_calls": [{}]}), "messages[1].tool_calls[0].function"),
@@ -360,3 +364,15 @@ def test_tools_in_a_system_prompt():
     assert take_tools(f"Mine.\n<tools>\n{json.dumps(TOOL)}\n{json.dumps(TOOL)}\n</tools>\nUse them.") == ("Mine.\n\nUse them.", [TOOL, TOOL])
     assert take_tools("I sell <tools>hammers</tools>.") == ("I sell <tools>hammers</tools>.", None)
     assert take_tools(f"A\n\n{TOOLS_HEAD}{json.dumps(TOOL)}{TOOLS_TAIL}") == ("A", [TOOL]) and take_tools(f"{TOOLS_HEAD}{json.dumps(TOOL)}{TOOLS_TAIL}") == ("", [TOOL])
+
+
+@pytest.mark.parametrize("words", ["\n\nNever guess a city.", " Answer in French.", "\n\nFor example:\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>\nNever guess."])
+def test_what_follows_the_tools_in_a_system_prompt_is_kept(words):
+    explained = TOOLS_TAIL.removeprefix("\n</tools>")
+    assert take_tools(f"A\n\n{TOOLS_HEAD}{json.dumps(TOOL)}{TOOLS_TAIL}{words}") == (f"A{words}", [TOOL])
+    assert take_tools(f"{TOOLS_HEAD}{json.dumps(TOOL)}{TOOLS_TAIL}{words}") == (words.lstrip("\n"), [TOOL])
+    assert take_tools(f"A\n{TOOLS_HEAD.replace('assist with', 'help with')}{json.dumps(TOOL)}{TOOLS_TAIL}{words}") == (f"A{words}", [TOOL]), "a wording close to Qwen's"
+    assert take_tools(HERMES + words) == (THIRD["content"] + words, [TOOL])
+    unexplained = HERMES.partition(" Use the following")[0]
+    assert take_tools(unexplained + words) == ("You are a function calling AI model." + words, [TOOL]), "no paragraph that explains, so all of it is somebody's own"
+    assert explained not in take_tools(f"{TOOLS_HEAD}{json.dumps(TOOL)}{TOOLS_TAIL}{words}")[0]
