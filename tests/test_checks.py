@@ -1,6 +1,8 @@
 """The checks module: every kind is found where it is, nothing is found where nothing is, and no row makes it crash."""
 import json
+import random
 import sys
+import time
 from collections import Counter
 from copy import deepcopy
 
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolcall_ft import checks
-from toolcall_ft.checks import (ENOUGH, KINDS, SEVERITIES, check_chart, check_examples, check_table, code_span, letters, strict_error, write_report)
+from toolcall_ft.checks import (ENOUGH, SCALES, is_said, KINDS, SEVERITIES, check_chart, check_examples, check_table, code_span, letters, strict_error, write_report)
 from toolcall_ft.data import contradictions, measure_leakage, open_values, phrasing, read_config, read_jsonl, read_logs, split_rows
 from toolcall_ft.formats import call_message
 from toolcall_ft.tools import UserError, clean_tools, dump_json, read_tools
@@ -344,3 +346,31 @@ def test_the_demo_has_no_errors_and_no_warnings(repository):
     spoiled = deepcopy(splits)
     spoiled["test"].append(spoiled["train"][0])
     assert {f["kind"] for f in check_examples(spoiled)} - {f["kind"] for f in found} == {"leaked request"}
+
+
+def test_numbers_that_were_said_are_looked_up_and_not_tried_one_by_one():
+    def plain(number, said):
+        near = lambda other: abs(abs(number) - other) <= 1e-6 * max(abs(number), 1e-3)
+        return any(near(one * scale) or near(one / scale) for one in said for scale in SCALES) or any(one <= 12 and near(one + 12) for one in said)
+    chance = random.Random(0)
+    for _ in range(3000):
+        said = sorted({float(chance.choice([chance.randrange(30), chance.randrange(10_000), round(chance.random(), 2)])) for _ in range(chance.randrange(6))})
+        number = chance.choice([chance.randrange(-30, 30), chance.randrange(100_000), round(chance.random() * 20, 2), *[one * 60 for one in said], *[one + 12 for one in said], *[one / 100 for one in said]])
+        assert is_said(number, said) == plain(number, said), (number, said)
+
+
+def test_a_long_conversation_full_of_numbers_takes_no_time():
+    tools, _ = clean_tools([{"name": "t", "description": "d", "parameters": {"type": "object", "properties": {"n": {"type": "number", "description": "d"}}}}])
+    turns = [turn for i in range(80) for turn in (say("user", " ".join(str(1000 + 7 * (100 * i + j)) for j in range(100))), call_message([{"name": "t", "arguments": {"n": 0.123456 + i}}]), say("tool", "ok", name="t"), say("assistant", "Done."))]
+    started = time.perf_counter()
+    assert len(list(checks.invented_values(row(*turns, tools=tools)))) == 1
+    assert time.perf_counter() - started < 1
+
+
+def test_tools_whose_names_begin_alike_stay_two_in_the_picture():
+    names = [f"search_the_catalogue_of_the_{place}" for place in ("library", "museum")]
+    tools, _ = clean_tools([{"name": name, "description": "d", "parameters": {}} for name in names])
+    splits = {"train": [ask(f"Look {i}", names[i % 2], tools=tools) for i in range(6)]}
+    axes = check_chart(splits, []).axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == 3 and all(len(label) <= 28 for label in labels) and len(axes.collections[1].get_offsets()) == 3

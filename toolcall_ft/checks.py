@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'SEVERITIES', 'ENOUGH', 'FEW_PLAIN', 'DOMINANT', 'FOLLOWERS', 'NUMBER_WORDS', 'HANZI', 'SCALES', 'CALL_MARKS',
            'LOOK_ALIKES', 'ROW_CHECKS', 'SET_CHECKS', 'COLOURS', 'SPLIT_COLOURS', 'place', 'finding', 'call_problem',
            'message_problem', 'tool_problem', 'example_problem', 'order_problems', 'result_problems', 'letters',
-           'hanzi_number', 'said_numbers', 'open_numbers', 'is_said', 'large_integers', 'call_problems',
+           'hanzi_number', 'said_numbers', 'open_numbers', 'any_between', 'is_said', 'large_integers', 'call_problems',
            'invented_values', 'look_alikes', 'digest', 'calls_made', 'loose_key', 'repeated_rows', 'leak_keys',
            'leaked_rows', 'tool_balance', 'is_plain', 'plain_share', 'argument_order', 'argument_use', 'schema_use',
            'usable_rows', 'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind', 'check_table',
@@ -19,6 +19,7 @@ import os
 import re
 import unicodedata
 import uuid
+from bisect import bisect_left
 from collections import Counter
 from functools import lru_cache
 from hashlib import blake2b
@@ -192,10 +193,18 @@ def open_numbers(value, schema:dict)->list:
     fields = schema.get("properties") or {}
     return [n for k, v in value.items() for n in open_numbers(v, fields[k] if isinstance(fields.get(k), dict) else {})] if isinstance(value, dict) else []
 
-def is_said(number, said:set)->bool:
+def any_between(numbers:list, # sorted
+                low:float, high:float)->bool:
+    "Does one of the numbers lie in a range?"
+    place = bisect_left(numbers, low)
+    return place < len(numbers) and numbers[place] <= high
+
+def is_said(number, said:list, # numbers, sorted
+            )->bool:
     "Does a number follow from one that was said, perhaps in another unit, or as an hour after noon?"
-    near = lambda other: abs(abs(number) - other) <= 1e-6 * max(abs(number), 1e-3)
-    return any(near(one * scale) or near(one / scale) for one in said for scale in SCALES) or any(one <= 12 and near(one + 12) for one in said)
+    size, slack = abs(number), 1e-6 * max(abs(number), 1e-3)
+    low, high = size - slack, size + slack
+    return any(any_between(said, low / scale, high / scale) or any_between(said, low * scale, high * scale) for scale in SCALES) or any_between(said, low - 12, min(high - 12, 12))
 
 # %% ../nbs/01b_checks.ipynb #c021
 def large_integers(value)->list:
@@ -214,14 +223,15 @@ def call_problems(example:dict):
 # %% ../nbs/01b_checks.ipynb #c022
 def invented_values(example:dict):
     "Yields at most one (kind, text): the open values and numbers of calls that do not stand in the conversation before them."
-    said, numbers, asked, invented = "", set(), "", []
+    said, numbers, known, asked, invented = "", [], set(), "", []
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in example["tools"]}
     for message in example["messages"]:
         values = sorted(open_values({"messages": [message], "tools": example["tools"]})) if message.get("tool_calls") else []
         invented += [value for value in values if letters(value) and letters(value) not in said]
         for call in (made["function"] for made in message.get("tool_calls", [])):
             invented += [number for number in open_numbers(call["arguments"], schemas.get(call["name"], {})) if not is_said(number, numbers)]
-        said, numbers = said + "\n" + letters(message["content"]), numbers | said_numbers(message["content"])
+        said, new = said + "\n" + letters(message["content"]), said_numbers(message["content"]) - known
+        if new: known, numbers = known | new, sorted([*numbers, *new])
         if message["role"] == "user" and not invented: asked = message["content"]
     if invented: yield "invented value", f"{', '.join(map(repr, dict.fromkeys(invented)))} for {asked[:80]!r}"
 
@@ -447,12 +457,12 @@ def draw_balance(axes, rows:dict, # {split: {index: example}}
     counts.pop("(none)", None)  # of these, only the rows that offer tools are a decision
     plain = {split: sum(map(is_plain, examples.values())) for split, examples in rows.items()}
     names = sorted(counts, key=lambda name: (-sum(counts[name].values()), name))
-    shown = {**{name[:28]: counts[name] for name in names[:15]}, "tools, but no call": plain}
+    shown = {**{name: counts[name] for name in names[:15]}, "tools, but no call": plain}
     shares = [[100 * row[split] / max(len(rows[split]), 1) for split in rows] or [0] for row in shown.values()]
     axes.hlines(range(len(shown)), list(map(min, shares)), list(map(max, shares)), color="#c9d3df", linewidth=4, zorder=1)
     for number, (colour, split) in enumerate(zip(SPLIT_COLOURS * len(rows), rows)):  # smaller and smaller, so that equal shares show as rings
         axes.scatter([row[number] for row in shares], range(len(shown)), s=120 / 2.4 ** number, color=colour, label=f"{split} ({len(rows[split]):,})", zorder=2 + number)
-    axes.set_yticks(range(len(shown)), list(shown))
+    axes.set_yticks(range(len(shown)), [name[:28] for name in shown])
     axes.axhspan(len(shown) - 1.5, len(shown) - .5, color="#f2f4f7", zorder=0)
     axes.set(ylim=(len(shown) - .5, -.5), title="who is called" + (f" ({len(names) - 15} more tools)" if len(names) > 15 else ""), xlabel="% of the split's rows")
     axes.set_xlim(left=min(-1, axes.get_xlim()[0]))
