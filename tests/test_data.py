@@ -135,6 +135,18 @@ def test_where_groups_are_too_big_single_requests_are_dealt():
     assert not asked["test"] & asked["train"], "equal requests stay together"
 
 
+def test_a_request_and_a_group_are_both_kept_together():
+    "Dealt by the one or the other, a request that two customers made was on both sides, and the checks called it leaked."
+    from toolcall_ft.checks import check_examples
+    examples = [{**build_example([f"{verb} 北京", "get_weather", {"city": "北京"}], TOOLS), **({"group": f"customer {(i + j) // 2}"} if (i + j) % 3 else {})}
+                for i, verb in enumerate(f"Weather number {n}, please, in" for n in range(40)) for j in range(2)]
+    examples += [{**build_example(["Food in 北京", "find_food", {"place": "北京"}], TOOLS), "group": f"single {i % 2}"} for i in range(4)]
+    for seed in range(8):
+        splits = split_rows(examples, .2, .2, seed)
+        assert all(splits.values()) and sum(map(len, splits.values())) == len(examples)
+        assert not {f["kind"] for f in check_examples(splits)} & {"leaked request", "leaked group"}
+
+
 def test_the_berkeley_leaderboards_answers_stand_in_a_folder_of_their_own(tmp_path):
     question = lambda number: {"id": f"simple_{number}", "question": [[{"role": "user", "content": "Weather in Oslo?"}]],
                                "function": [{"name": "weather", "description": "", "parameters": {"type": "dict", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]}
@@ -354,10 +366,16 @@ def test_a_million_bad_lines_take_no_memory(tmp_path):
     assert peaks[1] < peaks[0] + 3_000_000, peaks
 
 
-def test_records_that_bring_the_same_tools_share_them(tmp_path):
+def test_records_that_bring_the_same_tools_have_their_own(tmp_path):
     schemas = [{"name": "own", "parameters": {"x": {"type": "int"}}}]
     examples, _ = read(tmp_path, "".join(dump_json({"user": f"u{i}", "tool_name": "own", "arguments": {"x": i}, "tools": schemas}) + "\n" for i in range(3)))
-    assert len(examples) == 3 and examples[0]["tools"] is examples[2]["tools"]
+    assert len(examples) == 3 and examples[0]["tools"] == examples[2]["tools"]
+    examples[0]["tools"][0]["function"]["name"] = "changed"
+    examples[0]["tools"].clear()
+    assert [len(example["tools"]) for example in examples] == [0, 1, 1]
+    again, errors = read_examples(tmp_path / "logs.jsonl", TOOLS)
+    assert not errors and [example["tools"] for example in again] == [examples[1]["tools"]] * 3, "a later read is not touched"
+
 
 # --- The demo ------------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,10 @@ import random
 import re
 import subprocess
 import sys
+import uuid
 from collections import Counter
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 
 import pyarrow
 import pyarrow.parquet
@@ -98,9 +101,24 @@ def test_a_wrong_name_does_no_harm(tmp_path, name):
         assert len(read_whole(tmp_path / "x.csv")) == len(records)
 
 
-@pytest.mark.parametrize("text, encoding", [("ab", "utf-8-sig"), ("é" * 9, "utf-8-sig"), ("查天气" * 9, "gb18030"), ("a查", "gb18030"), ("镕喆囍", "gb18030")])
+@pytest.mark.parametrize("text, encoding", [("ab", "utf-8-sig"), ("é" * 9, "utf-8-sig"), ("查天气" * 9, "gb18030"), ("a查", "gb18030"), ("镕喆囍", "gb18030"), ("請問東京今天的天氣如何", "gb18030"), ("Tell me about 上海 and 北京 please", "gb18030")])
 def test_an_encoding_is_recognised(text, encoding):
     assert text_encoding(text.encode(encoding)) == encoding
+
+
+WESTERN = ["Wie wird das Wetter in Zürich?", "Où est le café près de l'hôtel?", "Está lloviendo en España, mañana y pasado", "På Østlandet blåser det å så mye", "Ça va très bien à Besançon", "Ärzte in Köln öffnen über Nacht"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+@pytest.mark.parametrize("ask", WESTERN)
+def test_western_european_bytes_are_not_taken_for_chinese(tmp_path, ask, encoding):
+    records = [{"user": ask, "tool_name": "get_weather", "arguments": {"city": "Oslo"}}, {"user": "Rain?", "tool_name": "get_weather", "arguments": {"city": "Oslo"}}]
+    for name in ("lines.jsonl", "list.json", "indented.json", "table.csv"):
+        data = TEXTS[name](records).encode(encoding)
+        assert text_encoding(data) == "utf-8-sig"
+        (tmp_path / name).write_bytes(data)
+        examples, errors = read_examples(tmp_path / name, TOOLS)
+        assert [e["messages"][0]["content"] for e in examples] == ["Rain?"] and len(errors) == 1 and "Windows-1252" in errors[0]["reason"], name
 
 
 @pytest.mark.parametrize("data", ["查一下".encode()[:-1], "查天".encode()[:4] + b"\xff" + "气好".encode(), "caf\xe9 au lait".encode("latin-1")])
@@ -396,6 +414,46 @@ def test_the_format_is_recorded(tmp_path):
 
 @pytest.mark.parametrize("head, name, form", [
     ('{"a": 1}\n{"a": 2}', "x", "lines"), ('{\n"a": 1}', "x", "values"), ('[\n"q", "t", {}]', "x", "values"), ('["q", "t", {}]', "x.json", "lines"), ('[{"a": 1}]', "x.jsonl", "list"), ('["bad"]\n{"a": 1}', "x.jsonl", "lines"),
+    ('{\n "user": "a",\n "tools": [\n  {"na', "x", "values"), ('{\n "user": "a",\n "too', "x.jsonl", "values"), ('{"a": 1,\n{"a": 2}\n{"a": 3}\n{"a": 4}', "x", "lines"), ('{"user": "a long line that is cut o', "x", "lines"),
     ('[bad\n{"a": 1}', "x.jsonl", "lines"), ('[{"a": 1},', "x.jsonl", "list"), ("user,answer\n", "x", "csv"), ("a,b\n", "x.csv", "csv"), ("a,b\n", "x.csv.gz", "csv"), ('{"a": 1}', "x.csv", "lines"), ("a,b\n", "x", "lines")])
 def test_what_a_text_is_shows_in_its_beginning(head, name, form):
     assert text_form(head, name) == form
+
+
+ROW = {"user": "Rain in Oslo?", "tool_name": "get_weather", "arguments": '{"city": "Oslo"}'}
+STRANGE = {"when": datetime(2026, 11, 21, 10, 30), "day": date(2026, 11, 21), "hour": time(10, 30), "price": Decimal("12.50"), "number": Decimal("10000000000000001"), "share": float("nan"), "lasted": timedelta(1), "raw": b"\xff",
+           "sensor": float("inf"), "nested": [{"at": datetime(2026, 11, 21), "raw": b"\xff"}]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "dataset"])
+def test_columns_that_no_format_reads_cost_no_row(tmp_path, kind):
+    import datasets
+    table = pyarrow.Table.from_pylist([{**ROW, **STRANGE}] * 3)
+    if kind == "parquet": pyarrow.parquet.write_table(table, tmp_path / "x")
+    else: datasets.Dataset(table).save_to_disk(str(tmp_path / "x"))
+    found = list(read_records(tmp_path / "x", notes := []))
+    assert [reason for *_, reason in found] == [None] * 3
+    record = found[0][1]
+    assert {key: record[key] for key in record if key not in ROW} == {"when": "2026-11-21T10:30:00", "day": "2026-11-21", "hour": "10:30:00", "price": 12.5, "number": 10**16 + 1}
+    assert [sorted(name for name in STRANGE if f" {name}: " in note) for note in notes if "left out" in note] == [["lasted"], ["raw"], ["sensor"], ["nested"]], "once for each column"
+    examples, errors = read_examples(tmp_path / "x", TOOLS)
+    assert len(examples) == 3 and not errors
+
+
+@pytest.mark.parametrize("column, cell, good", [("result", b"\xff", False), ("history", [{"role": "user", "content": b"\xff"}], False), ("group", timedelta(1), False), ("group", float("nan"), True), ("group", Decimal("17"), True),
+                                                ("result", datetime(2026, 11, 21), True), ("group", uuid.UUID(int=7), True)])
+def test_a_column_that_the_formats_read_is_never_left_out(column, cell, good):
+    from toolcall_ft.data import row_records
+    notes = []
+    [(line, value, reason)] = row_records({**ROW, "answer": "Rain.", "result": "rain", column: cell}, 3, "x.parquet", notes)
+    assert (line, notes) == (3, []) and (reason is None if good else f"the column {column} has a cell that is not JSON" in reason)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.txt"])
+def test_one_long_object_over_many_lines_is_one_record(tmp_path, name):
+    tools = [{"name": f"tool_{i}", "description": "d" * 40, "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}} for i in range(6000)]
+    record = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}], "tools": tools}
+    (tmp_path / name).write_text(json.dumps(record, indent=2))
+    assert (tmp_path / name).stat().st_size > 1 << 20
+    [(line, value, reason)] = read_records(tmp_path / name)
+    assert line == 1 and reason is None and value == record

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'RECORD_LIMIT', 'END_FINDER', 'OTHER_FILES', 'OPTIONAL_TYPES', 'CHOICES', 'TYPE_WORDS', 'REASONS', 'Unzipped',
-           'open_bytes', 'mark_bytes', 'text_encoding', 'mend_line', 'line_texts', 'line_records', 'value_end',
-           'next_value', 'value_records', 'split_cells', 'csv_rows', 'drop_nulls', 'row_records', 'csv_records',
-           'note_nulls', 'parquet_records', 'dataset_records', 'is_table', 'text_form', 'text_records', 'read_records',
-           'clean_offer', 'offered_tools', 'problem_field', 'finish_example', 'build_example', 'record_format',
-           'berkeley_answers', 'convert_records', 'iter_examples', 'read_examples', 'open_texts', 'open_values',
-           'phrasing', 'group_examples', 'split_examples', 'measure_leakage', 'example_texts', 'to_dataset',
-           'from_dataset', 'disk_errors', 'write_text', 'replace_folder', 'write_jsonl', 'read_jsonl', 'save_dataset',
-           'write_examples', 'written_rows', 'push_examples', 'key_lines', 'read_yaml', 'check_setting', 'merge_config',
-           'resolve_paths', 'read_config', 'read_tags', 'convert_logs', 'refuse_all', 'read_logs', 'count_tools',
-           'reason_of', 'count_reasons', 'contradictions', 'split_warnings', 'split_rows', 'set_aside', 'prepare_data']
+           'open_bytes', 'mark_bytes', 'text_encoding', 'mend_line', 'line_texts', 'line_records', 'is_cut_off',
+           'value_end', 'next_value', 'value_records', 'split_cells', 'csv_rows', 'drop_nulls', 'plain_value',
+           'cell_text', 'row_records', 'csv_records', 'note_nulls', 'parquet_records', 'dataset_records', 'is_table',
+           'text_form', 'text_records', 'read_records', 'clean_offer', 'offered_tools', 'problem_field',
+           'finish_example', 'build_example', 'record_format', 'berkeley_answers', 'convert_records', 'iter_examples',
+           'read_examples', 'open_texts', 'open_values', 'phrasing', 'named_group', 'group_keys', 'request_keys',
+           'group_examples', 'split_examples', 'measure_leakage', 'example_texts', 'to_dataset', 'from_dataset',
+           'disk_errors', 'write_text', 'replace_folder', 'write_jsonl', 'read_jsonl', 'save_dataset', 'write_examples',
+           'written_rows', 'push_examples', 'key_lines', 'read_yaml', 'check_setting', 'merge_config', 'resolve_paths',
+           'read_config', 'read_tags', 'convert_logs', 'refuse_all', 'read_logs', 'count_tools', 'reason_of',
+           'count_reasons', 'contradictions', 'split_warnings', 'split_rows', 'set_aside', 'prepare_data']
 
 # %% ../nbs/01_data.ipynb #c002
 import codecs
@@ -31,11 +32,12 @@ import uuid
 import zlib
 from collections import Counter, deque
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import lru_cache
 from importlib.resources import files
 from itertools import chain, islice
 from pathlib import Path
-from .formats import FORMATS, WRITERS, RecordError, dataset_info, detect_format, is_triple, need, read_record
+from .formats import COLUMNS, FORMATS, WRITERS, RecordError, dataset_info, detect_format, is_triple, need, read_record
 from .tools import UserError, canonical, check_call, clean_tools, dump_json, nearest, parse_json, read_json, read_text, read_tools
 
 # %% ../nbs/01_data.ipynb #c005
@@ -77,13 +79,15 @@ codecs.register_error("mark_bytes", mark_bytes)
 
 def text_encoding(head:bytes, # the beginning of a file
                   )->str:
-    "The encoding of a text: by its byte order mark or zero bytes, else GB18030 if as UTF-8 most of what is not ASCII would be broken."
+    "The encoding of a text: by its byte order mark or zero bytes, else GB18030 if as UTF-8 most of what is not ASCII would be broken, and most of it comes in pairs of high bytes."
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)): return "utf-16"
     if head[:2].count(0) == 1: return "utf-16-be" if head[0] == 0 else "utf-16-le"
     text = head.decode("utf-8", "surrogateescape")
     broken = sum(map(len, re.findall("[\udc80-\udcff]+", text)))
     whole = len(text) - len(text.encode("ascii", "ignore")) - broken
-    chinese = broken / 2 > whole and head.decode("gb18030", "replace").count("\ufffd") < broken / 10
+    high = len(re.findall(rb"[\x80-\xff]", head))
+    paired = sum(map(len, re.findall(rb"(?:[\x81-\xfe][\xa1-\xfe])+", head)))
+    chinese = broken / 2 > whole and paired > high / 2 and head.decode("gb18030", "replace").count("\ufffd") < broken / 10
     return "gb18030" if chinese else "utf-8-sig"
 
 # %% ../nbs/01_data.ipynb #c009
@@ -111,12 +115,18 @@ def line_records(text:str, # one record
     try:
         text.encode()
         if text.strip(): yield line, parse_json(text.rstrip(" \t\r\n")), None
-    except UnicodeEncodeError: reason = "this line is not UTF-8, or damaged; write it again in UTF-8 (if the whole file is in GBK: iconv -f GBK -t UTF-8)"
+    except UnicodeEncodeError: reason = "this line is not UTF-8, or damaged; write it again in UTF-8 (if the whole file is in GBK: iconv -f GBK -t UTF-8; in Windows-1252: iconv -f WINDOWS-1252 -t UTF-8)"
     except json.JSONDecodeError as error: line, reason = line + error.lineno - 1, f"not JSON: {error.msg} (column {error.colno})"
     except ValueError as error: reason = f"not JSON: {error}"
     if reason: yield line, text[:2000].encode("utf-8", "replace").decode(), reason
 
 # %% ../nbs/01_data.ipynb #c013
+def is_cut_off(error:Exception, # of a JSON decoder
+               text:str, # that it was given
+               )->bool:
+    "Does the mistake stand where the text ends, so that more of it may mend it?"
+    return str(error).startswith("Unterminated") or getattr(error, "pos", 0) > len(text) - 16
+
 END_FINDER = json.JSONDecoder(parse_int=str, parse_float=str)  # finds where a value ends; `line_records` judges it
 
 def value_end(buffer:str, start:int, # a value begins there
@@ -127,7 +137,7 @@ def value_end(buffer:str, start:int, # a value begins there
     room = not final and len(buffer) - start < RECORD_LIMIT
     try: end = END_FINDER.raw_decode(buffer, start)[1]
     except (ValueError, RecursionError) as error:
-        if room and (str(error).startswith("Unterminated") or getattr(error, "pos", 0) > len(buffer) - 16): return None
+        if room and is_cut_off(error, buffer): return None
         found = following.search(buffer, start + 1)
         end = found.start() if found else len(buffer)
     return None if room and end == len(buffer) else end
@@ -199,13 +209,33 @@ def drop_nulls(value):
     if isinstance(value, list): return [drop_nulls(item) for item in value]
     return {key: drop_nulls(item) for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
+def plain_value(value):
+    "What stands in JSON for a date, a time, a UUID or a decimal. Raises `TypeError` for anything else."
+    if isinstance(value, Decimal) and value.is_finite(): return int(value) if value == int(value) else float(value)
+    if hasattr(value, "isoformat"): return value.isoformat()
+    if isinstance(value, uuid.UUID): return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
+
+def cell_text(name:str, cell, # a column and its cell
+              path, notes:list=None, # as in `read_records`
+              )->str: # JSON; None for a cell that is left out
+    "A cell as JSON. What JSON cannot hold is left out and said once for each column; in a column that the formats read it raises `ValueError`."
+    try: return json.dumps(cell, ensure_ascii=False, allow_nan=False, default=plain_value)
+    except (TypeError, ValueError, RecursionError) as error:
+        if name in COLUMNS: raise ValueError(f"the column {name} has a cell that is not JSON: {error}") from None
+    sentence = f"{path}: {name}: cells that are not JSON ({type(cell).__name__}) are left out"
+    if notes is not None and sentence not in notes: notes.append(sentence)
+
 def row_records(row:dict, # a row of a table
-                line:int):
-    "Yields (line, value, reason) for a row: empty cells go, and the columns query, tool and arguments are a log record's."
-    row = {name: cell for name, cell in drop_nulls(row).items() if cell != ""}
+                line:int, path="", notes:list=None, # as in `read_records`
+                ):
+    "Yields (line, value, reason) for a row: empty cells go (NaN is one), and the columns query, tool and arguments are a log record's."
+    row = {name: cell for name, cell in drop_nulls(row).items() if cell != "" and cell == cell}
     if "arguments" in row: row = {{"query": "user", "tool": "tool_name"}.get(name, name): cell for name, cell in row.items()}
-    try: text = dump_json(row)
-    except (TypeError, ValueError, RecursionError) as error: yield line, str(row)[:2000], f"a cell that is not JSON: {error}"
+    try:
+        cells = {name: cell_text(name, cell, path, notes) for name, cell in row.items()}
+        text = "{" + ", ".join(f"{dump_json(name)}: {cell}" for name, cell in cells.items() if cell is not None) + "}"
+    except ValueError as error: yield line, str(row)[:2000], str(error)
     else: yield from line_records(text, line)
 
 # %% ../nbs/01_data.ipynb #c019
@@ -247,7 +277,7 @@ def parquet_records(stream, # the bytes of a Parquet file
         end, reason = row + table.metadata.row_group(part).num_rows, "they are missing"
         try:
             for batch in table.iter_batches(1000, row_groups=[part], use_threads=False):
-                for row, record in enumerate(batch.to_pylist(), row + 1): yield from row_records(record, row)
+                for row, record in enumerate(batch.to_pylist(), row + 1): yield from row_records(record, row, path, notes)
         except errors as error: reason = str(error).splitlines()[0][:200]
         if row < end: yield row + 1, "", f"the file is damaged, rows {row + 1} to {end} cannot be read: {reason}"
         row = end
@@ -263,7 +293,7 @@ def dataset_records(path, # a folder
     for schema in [part.features.arrow_schema for part in parts[:1]]: note_nulls(schema, path, notes)
     row = 0
     try:
-        for row, record in enumerate(chain.from_iterable(parts), 1): yield from row_records(record, row)
+        for row, record in enumerate(chain.from_iterable(parts), 1): yield from row_records(record, row, path, notes)
     except Exception as error: yield row + 1, "", f"the dataset is damaged, what follows row {row} cannot be read: {str(error)[:200]}"
 
 # %% ../nbs/01_data.ipynb #c023
@@ -289,7 +319,7 @@ def text_form(head:str, # the beginning of a text
         return "list" if records or not rest.strip() else "lines"
     if value is not None: return "lines"
     try: whole = END_FINDER.raw_decode(head)[0]
-    except (ValueError, RecursionError): whole = None
+    except (ValueError, RecursionError) as error: whole = {} if head.startswith("{") and rest.strip() and is_cut_off(error, head) else None # one object that is longer than the head
     if isinstance(whole, dict) or is_triple(whole): return "values"
     many = jsonl and not re.match(r"\[\s*[\n{]", head)  # then it is one bad line of many
     return "list" if head.startswith("[") and not many else "lines"
@@ -332,9 +362,9 @@ def read_records(path, # JSON, JSONL, CSV or Parquet, each of them also packed w
 
 # %% ../nbs/01_data.ipynb #c027
 @lru_cache(maxsize=4096)
-def clean_offer(text:str)->list:
-    "The clean schemas of a record's own tools; records that bring the same ones share the result."
-    return clean_tools(json.loads(text))[0]
+def clean_offer(text:str)->str:
+    "The clean schemas of a record's own tools, cleaned once for all records that bring the same; as JSON text, so that nobody can change another's."
+    return dump_json(clean_tools(json.loads(text))[0])
 
 def offered_tools(names, # the tools a record says were offered: names, schemas, or None for all
                   tools:list, # the tools we know, or None
@@ -345,7 +375,7 @@ def offered_tools(names, # the tools a record says were offered: names, schemas,
     unknown = [name for name in need(names, list, "tools") if isinstance(name, str) and name not in known]
     if unknown: raise RecordError("tools", f"unknown tool {unknown[0]!r}.{nearest(unknown[0], known)}")
     if all(isinstance(name, str) for name in names): return [known[name] for name in dict.fromkeys(names)]
-    try: return clean_offer(dump_json([known[name] if isinstance(name, str) else name for name in names]))
+    try: return json.loads(clean_offer(dump_json([known[name] if isinstance(name, str) else name for name in names])))
     except UserError as error: raise RecordError("tools", str(error)) from None
 
 # %% ../nbs/01_data.ipynb #c028
@@ -453,15 +483,28 @@ def phrasing(example:dict, # with "messages" and "tools"
     return " ".join(re.findall(r"\w+", turns[-1].casefold())) or turns[-1]
 
 # %% ../nbs/01_data.ipynb #c037
-def group_examples(examples:list)->list: # of lists of examples
-    "Groups that share no phrasing, no open value and no named `group` with each other."
+def named_group(example:dict)->list: # empty, or of one key
+    "The `group` of an example as a key."
+    return [("group", example["group"])] if example.get("group") is not None else []
+
+def group_keys(example:dict)->list:
+    "What should not be in two splits: the phrasing of an example, its open values and its group."
+    return [("phrasing", phrasing(example)), *(("value", value) for value in sorted(open_values(example))), *named_group(example)]
+
+def request_keys(example:dict)->list:
+    "What must not be in two splits: all that stands before the last answer, and the group."
+    return [("request", json.dumps(example["messages"][:-1], sort_keys=True)), *named_group(example)]
+
+def group_examples(examples:list, keys_of=group_keys, # a function: example -> its keys
+                   )->list: # of lists of examples
+    "Groups of examples that share no key with each other."
     parent = {}
     def root(key):
         while parent.setdefault(key, key) != key:
             parent[key] = parent[parent[key]]  # halve the path on the way up
             key = parent[key]
         return key
-    keys = [[("phrasing", phrasing(e)), *(("value", v) for v in sorted(open_values(e))), *([("group", e["group"])] if "group" in e else [])] for e in examples]
+    keys = [keys_of(example) for example in examples]
     for first, *others in keys:
         for other in others: parent[root(other)] = root(first)
     groups = {}
@@ -805,9 +848,7 @@ def split_rows(examples:list, validation:float, test:float, seed:int, # as in `s
     splits = split_examples(examples, validation, test, seed)
     short = any(len(splits[name]) < share * len(examples) / 2 for name, share in (("validation", validation), ("test", test)))
     if not short and all(row["train"] or not row["test"] for row in count_tools(splits).values()): return splits
-    equal = {}
-    for example in examples: equal.setdefault(example.get("group") or dump_json(example["messages"][:-1]), []).append(example)
-    return split_examples(examples, validation, test, seed, list(equal.values()))
+    return split_examples(examples, validation, test, seed, group_examples(examples, request_keys))
 
 # %% ../nbs/01_data.ipynb #c065
 def set_aside(data:dict, # the configuration's section `data`
