@@ -196,6 +196,26 @@ def test_where_no_value_can_be_found_the_argument_is_named(value):
     with pytest.raises(UserError, match=r"\bt\.value\b.*pools"): synthesise([tool("t", {"value": value}, ["value"])], 3)
 
 
+def test_a_tree_comes_to_an_end():
+    node = {"type": "object", "properties": {"name": TEXT, "children": {"type": "array", "items": {"$ref": "#/$defs/Node"}}}, "required": ["name", "children"]}
+    rows = synthesise([tool("tree", {"root": {"$ref": "#/$defs/Node"}}, ["root"], **{"$defs": {"Node": node}})], 20, shares={"call": 1})
+    check_rows(rows)
+    assert all(call["arguments"]["root"]["children"] for row in rows for call in calls_of(row)), "it ends, but not at once"
+    lines = {"type": "array", "items": TEXT}
+    for name in ("address", "customer", "order", "shop"): lines = {"type": "object", "properties": {name if name != "address" else "lines": lines}, "required": [name if name != "address" else "lines"]}
+    rows = synthesise([tool("ship", {"parcel": lines}, ["parcel"])], 5, shares={"call": 1})
+    assert all(call["arguments"]["parcel"]["shop"]["order"]["customer"]["lines"] for row in rows for call in calls_of(row)), "depth alone empties no list"
+
+
+@pytest.mark.parametrize("value", [{"type": "string", "minLength": 3_000_000}, {"type": "string", "pattern": "^(a{2000}){2000}$"}, {"type": "string", "pattern": "^((b{2000}){2000}){2000}$"}, {"type": "string", "pattern": "^(){1000000000}$"},
+                                   {"type": "string", "pattern": "^(a{100}b?){101,}$"}, {"type": "array", "items": TEXT, "minItems": 1_000_000_000}])
+def test_values_that_are_too_long_are_refused_soon(value):
+    started = time.perf_counter()
+    with pytest.raises(UserError, match=r"\bt\.value\b.*more than 10,000.*pools"): synthesise([tool("t", {"value": value}, ["value"])], 3)
+    assert time.perf_counter() - started < 10
+    if value["type"] == "string" and "minLength" in value: assert len(synthesise([tool("t", {"value": {"type": "string", "minLength": 9_000}}, ["value"])], 2)) == 2
+
+
 def test_a_pool_helps_where_the_pattern_is_too_hard():
     hard = tool("pay", {"card": {"type": "string", "pattern": "^(?=.*7)\\d{4}$"}, "amount": {"type": "integer"}}, ["card", "amount"])
     rows = synthesise([hard], 30, pools={"card": ["1237", "7000"]}, shares={"call": 1})
