@@ -1,9 +1,11 @@
 """Are the demo's prompts and answers the same at every hop? After `make demo`:
 
-    python benchmarks/parity.py                  # all 336 test requests to every hop of this machine, some minutes
-    python benchmarks/parity.py --answers 100    # prompts of all, answers of the first 100
+    python benchmarks/parity.py                    # all 336 test requests to every hop of this machine, some minutes
+    python benchmarks/parity.py --answers 100      # prompts of all, answers of the first 100
+    python benchmarks/parity.py --real-tokenizer   # prompts alone, with Qwen2.5's own vocabulary of 151,665 tokens and random weights
 
-Writes benchmarks/results/parity.json, which lesson 08c shows; the run folder is read and never changed.
+What every hop is compared with are the tokens of training: the template of the model that was trained from, not the one that is served.
+Writes benchmarks/results/parity.json (or parity_real_tokenizer.json), which lesson 08c shows; the run folder is read and never changed.
 """
 import argparse
 import datetime
@@ -16,34 +18,60 @@ import sys
 import tempfile
 from pathlib import Path
 
-from toolcall_ft.data import read_jsonl, write_text
+from toolcall_ft.data import read_config, read_jsonl, write_text
 from toolcall_ft.export import export_gguf
 from toolcall_ft.portable import make_portable
 from toolcall_ft.serve import breaks, hard_corpus, model_hops, parity, parity_table
-from toolcall_ft.template import load_tokenizer
+from toolcall_ft.template import load_tokenizer, model_path
 from toolcall_ft.tools import dump_json
+
+HOPS = ["training row", "Transformers", "llama-server", "Ollama", "vLLM"]
+
+
+def random_model(folder):
+    "A model of one layer with random weights and the real Qwen2.5 tokenizer: it renders and cuts as a real one, and has nothing to say."
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from golden.qwen_tokenizer import CACHE, qwen_tokenizer
+    tokenizer = qwen_tokenizer()
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=151936, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=4096,
+                         tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    Qwen2ForCausalLM(config).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(CACHE)
+
+
+def measure(options, work):
+    "The report of all hops, with the tools of every case written into the template."
+    examples, corpus, folder = read_jsonl(options.run / "data" / "test.jsonl"), hard_corpus(), work / "merged"
+    tools = {dump_json(tool): tool for case in [*examples, *corpus] for tool in case["tools"]}
+    if options.real_tokenizer: trained = random_model(folder)
+    else:
+        trained = model_path(read_config(options.config)["model"])
+        shutil.copytree(options.run / "merged", folder)
+    make_portable(folder, list(tools.values()))
+    hops, missing = model_hops(folder, export_gguf(folder, work / "gguf", ["F16"])["F16"], [name.lower() for name in options.hops], trained)
+    answers = 0 if options.real_tokenizer else options.answers
+    return parity(examples, hops, load_tokenizer(trained), corpus, answers) | {"missing": missing}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a run folder with a merged model and a test split")
+    parser.add_argument("--config", default="examples/config.yaml", help="of that run: names the model that was trained from")
     parser.add_argument("--answers", type=int, help="requests to answer, all if not given; the prompts of all are compared anyway")
-    parser.add_argument("--hops", nargs="+", default=["training row", "Transformers", "llama-server", "Ollama", "vLLM"], help="the hops to ask")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/parity.json"))
+    parser.add_argument("--hops", nargs="+", default=HOPS, help="the hops to ask")
+    parser.add_argument("--real-tokenizer", action="store_true", help="Qwen2.5's own vocabulary, random weights, prompts only")
     options = parser.parse_args()
-    examples, corpus = read_jsonl(options.run / "data" / "test.jsonl"), hard_corpus()
-    tools = {dump_json(tool): tool for case in [*examples, *corpus] for tool in case["tools"]}
     with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "merged"
-        shutil.copytree(options.run / "merged", folder)
-        make_portable(folder, list(tools.values()))
-        hops, missing = model_hops(folder, export_gguf(folder, Path(work) / "gguf", ["F16"])["F16"])
-        report = parity(examples, {name: hop for name, hop in hops.items() if name in options.hops}, load_tokenizer(str(folder)), corpus, options.answers)
-    text = json.dumps({"command": shlex.join(["python", "benchmarks/parity.py", *sys.argv[1:]]), "date": datetime.date.today().isoformat(),
-                       "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU, other work beside it", **report, "missing": missing}, ensure_ascii=False, indent=1)
-    write_text(options.output, text.replace(work, "RUN"))
+        report = measure(options, Path(work))
+        about = {"command": shlex.join(["python", "benchmarks/parity.py", *sys.argv[1:]]), "date": datetime.date.today().isoformat(), "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU"}
+        name = "parity_real_tokenizer.json" if options.real_tokenizer else "parity.json"
+        write_text(Path(__file__).parent / "results" / name, json.dumps({**about, **report}, ensure_ascii=False, indent=1).replace(work, "RUN"))
     print(parity_table(report))
-    for name, why in missing.items(): print(f"not measured: {name}: {why}")
+    for name, why in report["missing"].items(): print(f"not measured: {name}: {why}")
     found = breaks(report)
     print(*(found or ["parity holds at every hop that was measured"]), sep="\n")
     return bool(found)

@@ -12,11 +12,13 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 from toolcall_ft.cli import result_table
+from toolcall_ft.serve import parity_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ZH = {"| | exact match | 95 % interval | right tool | arguments | n |": "| | 完全匹配 | 95 % 置信区间 | 选对工具 | 参数 | 样本数 |",
       "before training": "训练前", "after LoRA, with grammar": "LoRA 之后，加语法约束", "after LoRA": "LoRA 之后",
-      "in llama-server": "（llama-server）", " to ": " ~ "}
+      "in llama-server": "（llama-server）", " to ": " ~ ", "| hop | prompts: test | prompts: hard corpus | known limits | outputs the same | calls the same | right calls | seconds, median |":
+      "| 环节 | 提示词：测试集 | 提示词：难例集 | 已知限制 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |", "training row": "训练样本", " of ": " / "}
 
 
 def english() -> str:
@@ -30,14 +32,22 @@ def english() -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
+def translated(path: Path, table) -> str:
+    "The table of a file of figures in Chinese; `table` makes the English one of them."
+    if not path.exists(): return "（还没有数据：先运行 `make demo`，再运行 `make figures`。）"
+    text = table(json.loads(path.read_text(encoding="utf-8")))
+    for word, chinese in ZH.items(): text = text.replace(word, chinese)
+    return text
+
+
 def chinese() -> str:
-    "README.zh-CN.md as it should be: the table between its two marks is that of the last figures."
+    "README.zh-CN.md as it should be: the tables between its marks are those of the last figures."
     text = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
-    figures, table = ROOT / "benchmarks" / "demo_summary.json", "（还没有数据：先运行 `make demo`，再运行 `make figures`。）"
-    if figures.exists():
-        table = result_table(json.loads(figures.read_text(encoding="utf-8")))
-        for word, translated in ZH.items(): table = table.replace(word, translated)
-    return re.sub("(<!-- figures -->\n).*?(\n<!-- end of figures -->)", lambda match: match[1] + table + match[2], text, flags=re.DOTALL)
+    tables = {"figures": translated(ROOT / "benchmarks" / "demo_summary.json", result_table),
+              "parity": translated(ROOT / "benchmarks" / "results" / "parity.json", lambda report: parity_table(report).partition("\n\n")[0])}
+    for mark, table in tables.items():
+        text = re.sub(f"(<!-- {mark} -->\n).*?(\n<!-- end of {mark} -->)", lambda match: match[1] + table + match[2], text, flags=re.DOTALL)
+    return text
 
 
 def main() -> int:

@@ -395,7 +395,7 @@ def test_what_the_runtimes_scored_stands_in_the_table(project):
 
 def test_a_template_that_cannot_be_made_portable_is_a_note_and_no_failure(project, monkeypatch):
     from toolcall_ft import portable, train
-    def refuse(folder, tools): raise UserError("of another family")
+    def refuse(folder, tools, thinking): raise UserError("of another family")
     def merged(*arguments): return {"probe_tokens": 1}
     monkeypatch.setattr(portable, "make_portable", refuse)
     monkeypatch.setattr(train, "merge_adapter", merged)
@@ -471,7 +471,7 @@ def test_the_whole_chain_on_a_small_project(project):
     template = (project / "runs/first/merged/chat_template.jinja").read_text()
     assert "book_room" in template, "the tools of the run are written into it"
     finished = run_program("parity", "--hops", "transformers,llama-server", "--answers", "2", folder=project)
-    assert finished.returncode == 0 and "What was trained is what is served." in finished.stdout, finished.stdout + finished.stderr
+    assert finished.returncode == 0 and "What was trained is what is served: Transformers, llama-server." in finished.stdout, finished.stdout + finished.stderr
     assert list(json.loads((project / "runs/first/parity.json").read_text())["hops"]) == ["training row", "Transformers", "llama-server"]
     again = run_program("run", folder=project)
     assert again.returncode == 0 and again.stdout.count("done already") == 9
@@ -480,3 +480,62 @@ def test_the_whole_chain_on_a_small_project(project):
 def test_a_report_on_no_requests_is_a_row_without_figures():
     nothing = {"exact": None, "exact_interval": None, "tool": None, "args": None, "n": 0}
     assert "| before training | – | 0.0 to 100.0 | – | – | 0 |" in result_table({"base": nothing, "gguf": {}})
+
+
+def test_a_server_that_dies_leaves_no_figure_behind(project, monkeypatch):
+    from contextlib import contextmanager
+    from toolcall_ft.serve import free_port, openai_answerer
+    @contextmanager
+    def nobody(config, name): yield openai_answerer(f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(cli, "open_answerer", nobody)
+    assert main(["data"]) == 0
+    config = read_config("config.yaml")
+    stage = next(stage for stage in chain(config) if stage.name == "Q8_0")
+    with pytest.raises(UserError, match="nothing was measured"): do_stage(stage, config)
+    assert not is_done(stage, config) and not (project / "runs/first/eval/Q8_0.json").exists()
+
+
+@pytest.mark.parametrize("key, stages", [("context: 4096", {"export", "Q8_0", "ollama"}), ("max_new_tokens: 160", {"base", "free", "Q8_0", "ollama"})])
+def test_what_depends_on_a_setting_runs_again(project, key, stages):
+    before, text = read_config("config.yaml"), (project / "config.yaml").read_text()
+    assert key in text
+    write_text("config.yaml", text.replace(key, key[:-1] + "8"))
+    changed = {stage.name for stage in chain(before, ("ollama",)) if cli.stage_digest(stage, before) != cli.stage_digest(stage, read_config("config.yaml"))}
+    assert stages <= changed and not changed & {"data", "train", "merge"}
+
+
+@pytest.mark.parametrize("system", ["", "Be brief."])
+def test_the_question_to_try_is_found_with_a_system_message_too(project, system):
+    config = read_config("config.yaml")
+    config["data"]["system"] = system
+    assert cli.make_data(config)["train"]
+    question = cli.known_tools(config)[1]
+    assert question and cli.write_request(config, "m").read_text().count(question)
+
+
+def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys):
+    from toolcall_ft import serve
+    config = read_config("config.yaml")
+    for path in ("merged/config.json", "gguf/model-F16.gguf", "data/test.jsonl"): write_text(project / "runs/first" / path, "")
+    report = {"hops": {"training row": {"prompts": {"test": [1, 1], "hard": [1, 1], "limits": [0, 0]}, "differences": []}}, "missing": {"vLLM": "vLLM is not here"}, "refused": []}
+    monkeypatch.setattr(serve, "measure_parity", lambda *arguments: report)
+    assert main(["parity", "--hops", "vllm"]) == 1
+    assert "nothing was compared" in (said := capsys.readouterr().out) and "vLLM: was asked for and is not here" in said
+    report["hops"]["Transformers"] = report["hops"]["training row"]
+    assert main(["parity"]) == 1 and "no server was compared" in capsys.readouterr().out
+    assert main(["parity", "--hops", "transformers"]) == 1  # vLLM is missing in this report, too
+    report["missing"] = {}
+    assert main(["parity", "--hops", "transformers"]) == 0 and "What was trained is what is served: Transformers." in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_cannot_be_made_gets_a_sentence(project, capsys):
+    assert main(["checkpoint", "FP8"]) == 2 and "toolcall-ft merge" in capsys.readouterr().err
+    write_text(project / "runs/first/merged/config.json", "{}")
+    write_text(project / "runs/first/data/train.jsonl", "")
+    assert main(["checkpoint", "FP9"]) == 2 and "there are FP8, INT8, GPTQ, AWQ" in capsys.readouterr().err
+    assert main(["serve", "--runtime", "vllm", "--format", "Q8_0"]) == 2 and "not a GGUF file" in capsys.readouterr().err
+
+
+def test_doctor_shows_the_table_though_one_program_is_set_wrong(project, monkeypatch, capsys):
+    monkeypatch.setenv("TOOLCALL_FT_VLLM", "/nowhere")
+    assert main(["doctor"]) == 0 and "no Python with vLLM" in capsys.readouterr().out

@@ -114,3 +114,13 @@ def test_hostile_text_stays_text_in_the_page():
     page = report_html(report, evil)
     assert "<script" not in page and "<img" not in page and page.count("&lt;script&gt;") >= 6
     assert all(kind in page for kind in report["kinds"])
+
+
+def test_a_server_that_is_gone_is_no_wrong_answer():
+    "A request that is refused counts as a failure of its own kind; where the server is gone, nothing is measured at all."
+    refused = answer(errors=["it is too long"]) | {"unanswered": "refused"}
+    report = evaluate([example(call("f", x=1)), example(call("f", x=1))], lambda requests: [answer(call("f", x=1)), refused])
+    assert report["exact"] == 0.5 and report["kinds"] == {"no answer": 1}
+    gone = answer(errors=["no answer from there. Is the server still running?"]) | {"unanswered": "lost"}
+    with pytest.raises(UserError, match="1 of 2 requests have no answer, so nothing was measured. The first: no answer from there"):
+        evaluate([example(call("f", x=1)), example(call("f", x=1))], lambda requests: [answer(call("f", x=1)), gone])

@@ -428,3 +428,33 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path):
     (tmp_path/"unfinished-left").mkdir()
     with export.temporary_folder(tmp_path): assert not (tmp_path/"unfinished-left").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_ends_with_the_one_who_started_it():
+    "Killed without a word, interrupted, or done: nothing stays behind."
+    sleep = f"sleep 47.{os.getpid()}"
+    code = f"from toolcall_ft.export import run_logged; print('begun', flush=True); run_logged({sleep.split()!r}, 'sleeping')"
+    running = lambda: sleep in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.replace("run_logged", "")
+    for kind in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        ours = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert ours.stdout.readline() == b"begun\n"
+        deadline = time.monotonic() + 30
+        while not running() and time.monotonic() < deadline: time.sleep(0.02)
+        ours.send_signal(kind)
+        ours.wait(20)
+        while running() and time.monotonic() < deadline: time.sleep(0.02)
+        assert not running(), kind
+
+
+@pytest.mark.parametrize("change, problem", [
+    (lambda fields: fields["tokenizer.ggml.token_type"].__setitem__(fields["tokenizer.ggml.tokens"].index("<tool_call>"), 1), "control tokens that are read as text"),
+    (lambda fields: fields["tokenizer.ggml.token_type"].__setitem__(fields["tokenizer.ggml.tokens"].index("<|im_start|>"), 4), "control tokens that are read as text"),
+    (lambda fields: fields.update({"tokenizer.ggml.add_bos_token": True}), "a first token that is added"),
+    (lambda fields: fields["tokenizer.ggml.tokens"].__setitem__(fields["tokenizer.ggml.tokens"].index("Ġ"), "ĠĠĠĠĠĠĠĠĠĠĠĠĠ"), "tokens at other ids")])
+def test_what_a_server_would_read_otherwise_is_found(exported, monkeypatch, change, problem):
+    from toolcall_ft import export
+    read = read_gguf(exported["F16"], find_llama_cpp())
+    change(read["fields"])
+    monkeypatch.setattr(export, "read_gguf", lambda *arguments: read)
+    found = check_gguf(exported["F16"], TINY, find_llama_cpp())
+    assert len(found) == 1 and problem in found[0]

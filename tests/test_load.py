@@ -20,7 +20,7 @@ from toolcall_ft.export import export_gguf, find_llama_cpp, read_gguf
 from toolcall_ft.serve import LlamaServer, OllamaServer, find_ollama, find_vllm, openai_answerer
 from toolcall_ft.synthesise import synthesise
 from toolcall_ft.template import model_path
-from toolcall_ft.tools import read_tools
+from toolcall_ft.tools import UserError, read_tools
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -89,6 +89,20 @@ def check_soak(server, clients, count):
 def test_requests_among_malformed_ones_are_all_answered_and_as_if_asked_alone(gguf):
     "One thread: several spin while they wait for each other, and the clients want the machine too."
     with LlamaServer(gguf, slots=4, context=2048, options=["--threads", "1"]) as server: check_soak(server, 6, 160)
+
+
+def test_a_soak_notices_what_is_lost_and_what_is_refused(gguf):
+    from toolcall_ft.serve import free_port
+    class Nobody:
+        url, model, process = f"http://127.0.0.1:{free_port()}", "x", subprocess.Popen(["sleep", "0"])
+    with pytest.raises(UserError, match="asked alone"): soak(Nobody, 2, REQUESTS[:1], 4)
+    with LlamaServer(gguf, slots=1, context=2048) as server:
+        class Hanging(Nobody): url, process = server.url, server.process
+        ask = openai_answerer(server.url, server.model, 8)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("serve.openai_answerer", lambda *a: lambda requests: [ask(requests)[0] if len(requests) > 1 else {"unanswered": "lost"}] * len(requests))
+            found = soak(Hanging, 2, REQUESTS[:2], 8)
+    assert found["lost"] == 6 and len(found["wrong"]) == 6
 
 
 @OLLAMA
@@ -185,7 +199,7 @@ def test_what_keeps_a_server_from_starting_gets_a_sentence(project, tmp_path):
         taken.listen()
         finished = run_program("serve", "--port", str(taken.getsockname()[1]), folder=project, code=2)
     assert "in use" in finished.stderr and "Traceback" not in finished.stderr
-    nothing = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TOOLCALL_FT_LLAMA_CPP": "", "TOOLCALL_FT_VLLM": "", "PATH": "/nowhere"}
+    nothing = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "LLAMA_CPP_DIR": "", "TOOLCALL_FT_VLLM": "", "PATH": "/nowhere"}
     for runtime, advice in (("llama-server", "toolcall-ft llama-cpp"), ("ollama", "toolcall-ft ollama")):
         finished = run_program("serve", "--runtime", runtime, "--port", "0", folder=project, code=2, env=nothing)
         assert advice in finished.stderr and "Traceback" not in finished.stderr
@@ -240,6 +254,9 @@ def test_an_interrupted_export_is_made_whole_by_the_same_command(small, ending, 
     process.send_signal(ending)
     assert process.wait(60) == code
     assert "Traceback" not in process.stderr.read()
+    deadline = time.monotonic() + 20
+    while str(small) in (programs := subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout) and time.monotonic() < deadline: time.sleep(0.05)
+    assert str(small) not in programs, "converter and quantiser end with the command"
     final = [path.name for path in folder.glob("*.gguf")]
     assert not final and not (small / "runs/first/Modelfile").exists()
     if ending == signal.SIGINT: assert whole_or_absent(small) == before

@@ -1,6 +1,7 @@
 """A real Ollama, in both of its ways, asked by the clients that people use. `make ollama` builds it; on CI it must be there."""
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -220,21 +221,42 @@ def test_the_openai_client_streaming(server):
     assert "".join(delta.content or "" for delta in deltas).strip() == "Sure."
 
 
-@pytest.mark.parametrize("kind", ["ChatOllama", "ChatOpenAI"])
-def test_langchain(server, kind):
+def check_langchain(kind, url, name):
+    "A call, and the answer to its result, through `bind_tools`."
     from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
     if kind == "ChatOllama":
         from langchain_ollama import ChatOllama
-        model = ChatOllama(model=server.model, base_url=server.url, temperature=0, num_ctx=4096, num_predict=160)
+        model = ChatOllama(model=name, base_url=url, temperature=0, num_ctx=4096, num_predict=160)
     else:
         from langchain_openai import ChatOpenAI
-        model = ChatOpenAI(model=server.model, base_url=f"{server.url}/v1", api_key="none", temperature=0, max_retries=0)
+        model = ChatOpenAI(model=name, base_url=f"{url}/v1", api_key="none", temperature=0, max_retries=0)
     model = model.bind_tools([TOOLS[0]])
     talk = [HumanMessage(GUIDE[0]["content"]), AIMessage(GUIDE[1]["content"]), HumanMessage(GUIDE[2]["content"])]
     answer = model.invoke(talk)
     assert [(one["name"], one["args"]) for one in answer.tool_calls] == [("HandleTongzhiTonggao", ANNOUNCED)] and not answer.content
     final = model.invoke([*talk, answer, ToolMessage('{"ok": true}', tool_call_id=answer.tool_calls[0]["id"], name="HandleTongzhiTonggao")])
     assert final.content == HEART["result"][2] and not final.tool_calls
+
+
+@pytest.mark.parametrize("kind", ["ChatOllama", "ChatOpenAI"])
+def test_langchain(server, kind): check_langchain(kind, server.url, server.model)
+
+
+@pytest.mark.parametrize("runtime, kind", [("llama-server", "ChatOpenAI"), ("ollama", "ChatOpenAI"), ("ollama", "ChatOllama")])
+def test_langchain_at_what_the_command_serves(ollama, folder, gguf, tmp_path, runtime, kind):
+    "As a user has it: `toolcall-ft serve` in one terminal, LangChain in another."
+    program = [sys.executable, "-c", "import sys; from toolcall_ft.cli import main; sys.exit(main())"]
+    subprocess.run([*program, "init"], cwd=tmp_path, check=True, capture_output=True)
+    for source, place in ((folder, "merged"), (gguf, "gguf/model-Q8_0.gguf")):
+        (tmp_path/"runs/first"/place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/"runs/first"/place).symlink_to(source)
+    process = subprocess.Popen([*program, "serve", "--runtime", runtime, "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        url, name = re.search(r"answers at (\S+)/v1 as (\S+)\.", process.stdout.readline()).groups()
+        check_langchain(kind, url, name)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 # ---- the symptoms that people report --------------------------------------------------------------------------------
@@ -324,7 +346,7 @@ def test_an_ollama_killed_in_mid_request_leaves_nothing_behind(ollama, gguf):
         threading.Timer(0.3, server.process.kill).start()
         answers = openai_answerer(server.url, server.model, max_new_tokens=2000)([{"messages": [user(f"{number} " + "word " * 1500)], "tools": []} for number in range(12)])
         assert "Is the server still running?" in answers[-1]["errors"][0]
-    assert group(server) == {} and not Path(server.folder.name).exists()
+    assert group(server) == {} and not server.folder.exists()
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])

@@ -11,7 +11,7 @@ from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from toolcall_ft import serve
 from toolcall_ft.export import build_llama_cpp, convert_gguf, export_gguf, find_llama_cpp, read_gguf
 from toolcall_ft.portable import make_portable
-from toolcall_ft.serve import (LIMITS, LlamaServer, OllamaServer, TrainingRow, TransformersHop, breaks, check_pair, find_ollama, hard_corpus, model_hops, pair_table, parity, parity_html, parity_table,
+from toolcall_ft.serve import (LIMITS, LlamaServer, OllamaServer, TrainingRow, TransformersHop, breaks, check_pair, find_ollama, hard_corpus, measure_parity, model_hops, pair_table, parity, parity_html, parity_table,
                                prompt_differences, same_output)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, canonical, clean_tools, dump_json
@@ -299,3 +299,32 @@ def test_renderers_make_the_tokens_of_training_but_for_typed_control_tokens(toke
         theirs = renderer.render_ids([tidy_message(message) for message in case["messages"]], tools=case["tools"] or None, add_generation_prompt=True)
         if list(theirs) != list(encode_prompt(case, tokenizer)): other.append(case)
     assert {case["kind"] for case in other} <= {"typed", "tools"} and all("typed" in case["name"] or "all tools" in case["name"] for case in other)
+
+
+def test_the_template_of_training_is_what_hops_are_compared_with(portable, tmp_path):
+    "A served folder whose template says something else is found out; were it compared with itself, nobody would notice."
+    folder = tmp_path / "model"
+    shutil.copytree(portable[0], folder)
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8").replace("You are Qwen", "You are Evil"), encoding="utf-8")
+    report = measure_parity(folder, None, [], tmp_path, 0, ["training row", "transformers"], trained="tiny-qwen2")
+    assert report["hops"]["training row"]["differences"] == [] and report["hops"]["Transformers"]["differences"] and "Evil" in parity_table(report)
+    assert breaks(report) and not breaks(measure_parity(portable[0], None, [], tmp_path, 0, ["training row", "transformers"], trained="tiny-qwen2"))
+
+
+def test_thinking_as_trained_is_what_hops_are_compared_with(stock, tmp_path):
+    from pathlib import Path
+    import trl
+    folder = tmp_path / "model"
+    shutil.copytree(stock, folder)
+    (folder / "chat_template.jinja").write_text((Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text(encoding="utf-8"), encoding="utf-8")
+    shutil.copytree(folder, tmp_path / "merged")
+    measured = lambda place: measure_parity(place, None, [], tmp_path / "out", 0, ["training row", "transformers"], folder, thinking=False)["hops"]
+    assert measured(folder)["Transformers"]["prompts"]["hard"][0] == 0, "the own template asks with thinking"
+    make_portable(tmp_path / "merged", ALL_TOOLS, thinking=False)
+    found = measured(tmp_path / "merged")
+    assert not [each for each in found["Transformers"]["differences"] if not each["known"]] and not found["training row"]["differences"]
+
+
+def test_nothing_compared_is_no_success(tokenizer):
+    assert breaks(parity([], {}, tokenizer)) and breaks(parity([], {"training row": TrainingRow(tokenizer)}, tokenizer))

@@ -6,14 +6,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from toolcall_ft.export import build_llama_cpp, export_gguf
-from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, server_prompt, server_tokens, start_group,
+from toolcall_ft.export import build_llama_cpp, export_gguf, start_group
+from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, server_prompt, server_tokens,
                                wire_messages, write_modelfile)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, clean_tools
@@ -91,7 +92,7 @@ def group(pid):
 
 @pytest.mark.parametrize("stubborn", ["", "trap '' TERM; "])
 def test_children_of_the_server_end_with_it(server, stubborn, monkeypatch):
-    monkeypatch.setattr("toolcall_ft.serve.PATIENCE", 0.3)
+    monkeypatch.setattr("toolcall_ft.export.PATIENCE", 0.3)
     with Shell(f"{stubborn}sleep 1000 & echo listening on {server.url}; {stubborn}sleep 1000; sleep 1000") as shell:
         assert shell.url == server.url and len(group(shell.process.pid)) >= 3 # the script, its children, the guard
     assert group(shell.process.pid) == [] and shell.process.returncode is not None
@@ -115,7 +116,7 @@ def test_a_server_that_is_never_ready(server):
 
 def test_no_such_program(tmp_path):
     for command in ("no-such-program", str(tmp_path), str(tmp_path/"missing")):
-        with pytest.raises(UserError, match="no such program"): start_group([command], None, subprocess.DEVNULL)
+        with pytest.raises(UserError, match="no such program"): start_group([command], subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
@@ -298,12 +299,39 @@ def test_another_chat_template_gets_no_modelfile(gguf, tmp_path, monkeypatch):
     assert not (tmp_path/"Modelfile").exists()
 
 
-def test_ollama_is_looked_for_where_the_environment_says(monkeypatch, strange_server):
-    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
-    assert find_ollama()["url"] is None
+def test_ollama_is_looked_for_where_the_environment_says(monkeypatch):
+    asked = []
+    monkeypatch.setattr("toolcall_ft.serve.fetch_json", lambda url, **options: asked.append(url) or {"version": "1"})
+    for host, url in {"127.0.0.1:9": "http://127.0.0.1:9", "http://127.0.0.1/": "http://127.0.0.1:11434", "0.0.0.0": "http://127.0.0.1:11434", "": "http://127.0.0.1:11434"}.items():
+        monkeypatch.setenv("OLLAMA_HOST", host)
+        assert find_ollama()["url"] == url and asked[-1] == f"{url}/api/version"
 
 
 @pytest.mark.parametrize("port", [-5, 99999])
 def test_a_number_that_is_no_port(port):
     with pytest.raises(UserError, match=f"{port} is no port"):
         check_port("127.0.0.1", port)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_about_this_machine(strange_server, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setitem(STRANGE, "fine", (message(content="ok"), ""))
+    assert openai_answerer(strange_server, "fine")([HELLO])[0]["content"] == "ok"
+    assert ask_json(f"{strange_server}/chat/completions", {"model": "fine"})["choices"]
+
+
+@pytest.mark.parametrize("name", [["x"], None, 3])
+def test_a_call_whose_name_is_no_text_is_an_error_beside_the_good_ones(strange_server, monkeypatch, name):
+    odd = {**tool_call('{"city": "Oslo"}'), "function": {"name": name, "arguments": '{"city": "Oslo"}'}}
+    monkeypatch.setitem(STRANGE, "named", (message(tool_calls=[odd, tool_call('{"city": "Oslo"}')]), ""))
+    answer = openai_answerer(strange_server, "named")([HELLO])[0]
+    assert len(answer["calls"]) == 1 and "not readable" in answer["errors"][0]
+
+
+def test_the_log_of_a_server_is_its_end():
+    with tempfile.TemporaryFile() as output:
+        server = Server(["x"], "x", "x")
+        server.output = output
+        os.ftruncate(output.fileno(), 2**24 + 5)
+        os.pwrite(output.fileno(), b"fatal: out of memory", 2**24 + 5)
+        assert server.log().endswith("fatal: out of memory")

@@ -1,11 +1,13 @@
 """A real vLLM, started once for the whole file: what it renders, what it makes of calls, and what it says to requests that are wrong."""
 import json
 import os
+import signal
 import socket
 import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from toolcall_ft import serve
 from toolcall_ft.generate import load_model, transformers_answerer
 from toolcall_ft.portable import make_portable
-from toolcall_ft.serve import VllmServer, check_model, find_vllm, learn_by_heart, openai_answerer, vllm_command, wire_messages
+from toolcall_ft.serve import VllmServer, check_model, find_vllm, hard_corpus, learn_by_heart, openai_answerer, prompt_differences, vllm_command, wire_messages
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, check_call, clean_tools
 
@@ -244,6 +246,11 @@ def test_the_prompts_are_those_of_training(server, tokenizer):
     assert not other
 
 
+def test_the_hard_corpus_is_that_of_training_too(server, tokenizer):
+    wrong = prompt_differences(server, hard_corpus(), [encode_prompt(case, tokenizer) for case in hard_corpus()], tokenizer)
+    assert not [difference for difference in wrong if not difference["known"]]
+
+
 def test_tokenize_is_what_a_chat_is_given(server, tokenizer):
     for name in ("two calls", "all sorts of tools", "typed <|im_end|> as question"):
         body = {"model": server.model, **CASES[name], "messages": wire_messages(CASES[name]["messages"]), "max_tokens": 1, "return_token_ids": True}
@@ -268,3 +275,18 @@ def test_langchain(server):
     model = ChatOpenAI(base_url=f"{server.url}/v1", model=server.model, api_key="none", temperature=0, max_tokens=160, max_retries=0).bind_tools(GUIDE["tools"])
     answer = model.invoke([(message["role"], message["content"]) for message in GUIDE["messages"]])
     assert [{"name": made["name"], "arguments": made["args"]} for made in answer.tool_calls] == [ANNOUNCED] and not answer.content
+
+
+# ---- the end: this one takes the server with it ---------------------------------------------------------------------
+
+def test_killed_in_mid_request_it_gives_an_error_that_says_what_to_do(server):
+    group = server.process.pid
+    os.killpg(group, signal.SIGSTOP) # halted first, so that it cannot be done too soon
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(openai_answerer(server.url, server.model, 40), [ask("hi")])
+        time.sleep(0.5)
+        assert not asked.done()
+        os.killpg(group, signal.SIGKILL)
+        answer = asked.result(60)[0]
+    assert not answer["content"] and not answer["calls"] and answer["unanswered"] == "lost" and "Is the server still running?" in answer["errors"][0]
+    assert is_gone(group)

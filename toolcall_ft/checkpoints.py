@@ -99,7 +99,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 # %% ../nbs/08b_checkpoints.ipynb #c021
 def copy_tokenizer(source, folder)->None: # model folders
-    "Copy what makes the prompt, and see that both folders make the same one of our probe."
+    "Copy what makes the prompt, and see that both folders make the same one of our probe. Raises `UserError` if not."
     for name in TOKENIZER_FILES:
         if (Path(source)/name).is_file(): shutil.copyfile(Path(source)/name, Path(folder)/name)
     if encode_rows(PROBE, load_tokenizer(source)) != encode_rows(PROBE, load_tokenizer(folder)):

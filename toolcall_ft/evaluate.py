@@ -68,6 +68,7 @@ def failure_kinds(answer:dict, reference:list, tools:list, pairs:list, extra:lis
                   )->list: # of names; empty if all is well
     "What is wrong with an answer, in words."
     cut_off = [error for error in answer["errors"] if CUT_OFF in error]
+    if answer.get("unanswered"): return ["no answer"]
     wrong = min(len(extra), len(missing)) if reference else 0
     found = {"cut off": cut_off, "invalid JSON": len(answer["errors"]) > len(cut_off),
              "does not fit schema": any(check_call(call, tools) for call in answer["calls"]),
@@ -132,9 +133,11 @@ def evaluate(examples:list, # {"messages", "tools"}, held out from training
              answerer, # list of requests -> list of answers
              limit:int=None, # evaluate only the first so many
              )->dict: # shares with n and interval, latency, kinds of failures and the failures themselves
-    "Ask every request and compare with its reference. The answerer sees all requests at once, so that it can batch them, and never a reference."
+    "Ask every request and compare with its reference. The answerer sees all requests at once, so that it can batch them, and never a reference. Raises `UserError` if a server is gone."
     pairs = to_requests(examples[:limit])
     answers = answerer([request for request, _ in pairs])
+    lost = [answer["errors"][0] for answer in answers if answer.get("unanswered") == "lost"]
+    if lost: raise UserError(f"{len(lost)} of {len(answers)} requests have no answer, so nothing was measured. The first: {lost[0]}")
     if len(answers) != len(pairs): raise ValueError(f"the answerer gave {len(answers)} answers to {len(pairs)} requests")
     scores = [score_answer(answer, reference, request["tools"]) for (request, reference), answer in zip(pairs, answers)]
     failures = [{"index": i, "kinds": score["kinds"], "messages": request["messages"], "reference": reference, **answer}

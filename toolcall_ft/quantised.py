@@ -80,7 +80,7 @@ def measure_speed(server, # a running `LlamaServer`
                   tokens:int=64, # to write for each
                   repeats:int=5, # prompts
                  )->dict: # "prompt_speed" and "answer_speed", in tokens a second
-    "How many tokens a second a server reads and writes, by its own clock."
+    "How many tokens a second a server reads and writes, by its own clock. Raises `UserError` if it gives no answer."
     timings = []
     for row in (rows * repeats)[:repeats + 1]:
         body = {"prompt": row["input_ids"], "n_predict": tokens, "ignore_eos": True, "cache_prompt": False, "temperature": 0}
