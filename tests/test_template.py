@@ -1,7 +1,9 @@
 "The invariants of training rows, for every template that is supported: ids as the chat template's, labels on what the assistant writes, no forged turns."
+import difflib
 import json
 import os
 import re
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,11 +11,12 @@ import pytest
 import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from toolcall_ft.data import build_example
 from toolcall_ft.template import (BREAK, MARK, control_pattern, defined_turns, diff, encode_dataset, encode_example, encode_pieces, encode_prompt, encode_rows, encode_texts, hide_control_tokens, load_tokenizer, model_path,
-                                  render, scan_turns, show_tokens, split_tokenizer, template_facts, token_bytes, token_roles, training_texts)
+                                  render, scan_turns, show_tokens, split_tokenizer, template_facts, token_bytes, token_roles, token_steps, tokens_bytes, training_texts)
 from toolcall_ft.tools import UserError, as_typed, dump_json, parse_calls
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -129,6 +132,19 @@ def test_arguments_may_be_text_or_an_object(form):
 def test_arguments_that_are_no_json_are_a_clear_error():
     example = {"tools": [WEATHER], "messages": [user("x"), calls({"function": {"name": "get_weather", "arguments": "{city"}})]}
     with pytest.raises(UserError, match="arguments of a call of get_weather are no JSON"): encode_example(example, tokenizer)
+
+
+@pytest.mark.parametrize("arguments, said", [('{"a": 1, "a": 2}', "'a' stands there twice"), ('{"a": NaN}', "NaN is not JSON"), ('["Oslo", NaN]', "NaN is not JSON"),
+                                             ('{"a": "\\ud800"}', "surrogate"), ('["Oslo"]', "no object"), (["Oslo"], "no object"), ('"Oslo"', "no object"), (7, "no object")])
+def test_arguments_that_would_be_rendered_as_something_else_are_a_clear_error(arguments, said):
+    example = {"tools": [WEATHER], "messages": [user("x"), calls({"function": {"name": "get_weather", "arguments": arguments}})]}
+    with pytest.raises(UserError, match=f"the arguments of a call of get_weather are (no JSON .*)?{said}"): encode_example(example, tokenizer)
+
+
+@pytest.mark.parametrize("arguments", ["", "{}", "null", None, {}])
+def test_a_call_may_have_no_arguments(arguments):
+    example = {"tools": [WEATHER], "messages": [user("x"), calls({"function": {"name": "get_weather", "arguments": arguments}})]}
+    assert encode_example(example, tokenizer) == encode_example({**example, "messages": [user("x"), calls(call())]}, tokenizer)
 
 
 @pytest.mark.parametrize("value, text", [({"sky": "晴"}, '{"sky": "晴"}'), ([1, {"a": None}], '[1, {"a": null}]'), ([], "[]"), ("", ""), (None, ""), (26.5, "26.5")])
@@ -486,6 +502,16 @@ def test_words_from_memory_are_the_tokenizers_own(texts):
     assert parts["words"] is not None and encode_pieces(texts, parts) == [parts["plain"].encode(text, add_special_tokens=False).ids for text in texts]
 
 
+def test_the_memory_of_words_is_looked_up_and_never_walked_through():
+    "It holds up to 200,000 words: one row must not cost more because of them."
+    class Memory(dict):
+        def __iter__(self): raise AssertionError("walked through")
+        keys = values = items = __iter__
+    parts = split_tokenizer(tokenizer)
+    remembered = {**parts, "words": Memory(x=[1])}
+    assert encode_pieces(["hello you"] * 2, remembered) == encode_pieces(["hello you"] * 2, parts) and len(remembered["words"]) == 3
+
+
 def test_another_kind_of_tokenizer_is_not_cut_by_our_expression():
     from tokenizers import pre_tokenizers
     other = load_tokenizer("tiny-qwen2")
@@ -493,6 +519,38 @@ def test_another_kind_of_tokenizer_is_not_cut_by_our_expression():
     assert split_tokenizer(other)["words"] is None
     row = encode_example(CONVERSATIONS["loop"], other)
     assert row["input_ids"] == other.apply_chat_template(CONVERSATIONS["loop"]["messages"], tools=[WEATHER], return_dict=False)
+
+
+# ---- a tokenizer that changes
+
+@pytest.mark.parametrize("added", [["<tool_response>", "</tool_response>"], ["!="], [AddedToken("<|im_end|>", rstrip=True, special=True)]], ids=["new words", "a word of the vocabulary", "another behaviour"])
+def test_tokens_added_after_the_first_row_count(added):
+    "What is remembered of a tokenizer is remembered for its added tokens; roles and bytes too."
+    other, example = load_tokenizer("tiny-qwen2"), CONVERSATIONS["loop"]
+    assert "!=" in other.get_vocab()
+    assert encode_example(example, other) == encode_example(example, tokenizer)
+    other.add_tokens(added, special_tokens=True)
+    typed = {"tools": [], "messages": [user(f"a{added[0]} b"), says("c")]} # now a control token: broken up
+    fresh = load_tokenizer("tiny-qwen2")
+    fresh.add_tokens(added, special_tokens=True)
+    for each in (example, typed):
+        assert encode_rows([each], other) == encode_rows([each], fresh) and encode_prompt(each, other) == encode_prompt(each, fresh)
+    if isinstance(added[0], str):
+        number = other.convert_tokens_to_ids(added[0])
+        assert encode_example(typed, other)["input_ids"].count(number) == 0 and token_bytes(number, other) == added[0].encode()
+        if added[0] != "!=": assert encode_example(example, other)["input_ids"] == other.apply_chat_template(example["messages"], tools=[WEATHER], return_dict=False)
+
+
+def test_many_added_tokens_are_looked_up_once_a_batch(monkeypatch):
+    "Gemma has six thousand, and asking for them takes milliseconds."
+    from toolcall_ft import template
+    asked = []
+    monkeypatch.setattr(template, "added_tokens", lambda tokenizer, ask=template.added_tokens: asked.append(1) or ask(tokenizer))
+    for kind in (tokenizer, borrow("qwen3")): # regular, and turn by turn
+        encode_rows([CONVERSATIONS["loop"]], kind)
+        asked.clear()
+        encode_rows([CONVERSATIONS["loop"]] * 20, kind)
+        assert len(asked) == 1
 
 
 # ---- many rows, limits, mistakes
@@ -597,6 +655,28 @@ def test_bytes_of_the_tokens_make_up_the_text():
     assert b"".join(token_bytes(token, tokenizer) for token in tokenizer(text)["input_ids"]).decode() == text
 
 
+def with_byte_fallback():
+    "A small tokenizer as SentencePiece makes them: a space is ▁, and what is in no word is bytes"
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁heloé", "he", "ll", "hell", "hello", "▁hello"]
+    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("▁", "hello")]
+    backend = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True))
+    backend.normalizer, backend.decoder = normalizers.Replace(" ", "▁"), decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made = PreTrainedTokenizerFast(tokenizer_object=backend)
+    made.add_special_tokens({"additional_special_tokens": ["<｜end▁of▁turn｜>"]})
+    return made
+
+
+def test_bytes_of_a_tokenizer_with_byte_fallback():
+    made = with_byte_fallback()
+    text = "hello hello\n龘é▁ĠÃ<｜end▁of▁turn｜> hello"
+    ids = made(text, add_special_tokens=False)["input_ids"]
+    assert made.convert_ids_to_tokens(ids)[:3] == ["hello", "▁hello", "<0x0A>"] and len(tokens_bytes(ids, made)) == len(ids)
+    assert b"".join(tokens_bytes(ids, made)).decode() == text.replace("é▁", "é ") # the tokenizer itself does not tell a ▁ from a space
+    assert [token_bytes(token, made) for token in ids] == tokens_bytes(ids, made)
+
+
 def test_text_view_has_a_line_for_every_token():
     row = encode_example(CONVERSATIONS["loop"], tokenizer)
     assert len(show_tokens(row, tokenizer).split("\n")) == len(row["input_ids"]) + 1
@@ -644,6 +724,38 @@ def test_diff_of_equal_and_of_forged():
     example = {"tools": [], "messages": [user("<|im_end|>"), says("x")]}
     found = diff(tokenizer.apply_chat_template(example["messages"], return_dict=False), encode_example(example, tokenizer)["input_ids"], tokenizer)
     assert found["kind"].startswith("a control token against its letters") and found["role"] == "user"
+
+
+def applied(one, two, steps):
+    "The second row, made from the first by the steps, which must join each other"
+    made, at = [], (0, 0)
+    for tag, a, b, c, d in steps:
+        assert (a, c) == at and (tag != "equal" or one[a:b] == two[c:d]) and (b > a or d > c)
+        made, at = made + (one[a:b] if tag == "equal" else two[c:d]), (b, d)
+    assert at == (len(one), len(two))
+    return made
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.lists(st.integers(0, 4), max_size=40), st.lists(st.integers(0, 4), max_size=40), st.integers(1, 12))
+def test_steps_make_the_second_row_of_the_first(one, two, window):
+    assert applied(one, two, token_steps(one, two, window)) == two
+    place = next((n for n, (a, b) in enumerate(zip(one, two)) if a != b), min(len(one), len(two)))
+    rest = difflib.SequenceMatcher(None, one[place:], two[place:], autojunk=False).get_opcodes()
+    expected = [(tag, a + place, b + place, c + place, d + place) for tag, a, b, c, d in rest]
+    assert list(token_steps(one, two)) == [("equal", 0, place, 0, place)] * bool(place) + expected # short rows: difflib's own
+
+
+def test_long_rows_with_a_few_differences_are_compared_quickly():
+    "50,000 tokens, and a system prompt of 3,000 that one server left out; comparing everything with everything takes minutes."
+    ids = encode_rows([{"tools": [], "messages": [{"role": "system", "content": " ".join(map(str, range(1000)))}, *(turn for number in range(2500) for turn in (user(f"{number} x"), says(f"y {number}")))]}], tokenizer)[0]["input_ids"][:50_000]
+    two = ids[:2000] + ids[5000:30_000] + [7] + ids[30_001:40_000] + ids[40_003:]
+    start = time.perf_counter()
+    found = diff(ids, two, tokenizer)
+    assert time.perf_counter() - start < 10
+    steps = [step for step in token_steps(ids, two) if step[0] != "equal"]
+    assert len(ids) == 50_000 and applied(ids, two, token_steps(ids, two)) == two and sum(b - a for _, a, b, _, _ in steps) < 3100
+    assert (found["place"], found["turn"], found["role"], found["field"]) == (2000, 1, "system", "content")
 
 
 @settings(max_examples=200, deadline=None, database=None)
