@@ -248,6 +248,19 @@ def test_the_widget_searches():
     assert len(row.options) == 4 # a lone surrogate is no text
 
 
+def test_no_row_comes_back_until_one_is_found():
+    which, back, forth, row, view, search, page = parts(viewer(ROWS, tokenizer, [(1, "rare")]))
+    search.value = "no such text"
+    for name in VIEWS[::-1]:
+        view.value = name
+        assert "no row is left" in page.value and "<pre" not in page.value
+    forth.click()
+    which.value = True
+    assert "no row is left" in page.value
+    search.value = ""
+    assert render_row(ROWS[1], TABLE, tokenizer, view.value) in page.value
+
+
 def test_the_widget_shows_a_dataset():
     from datasets import Dataset
     *_, page = parts(viewer(Dataset.from_list(ROWS), tokenizer))
