@@ -871,7 +871,8 @@ def count_row(row:dict, # from `hop_row`
     broken = Counter(found["kind"] for found in row["differences"])
     of = {group: sum(kinds[kind] for kind in members) for group, members in groups.items()}
     counts = {group: [of[group] - sum(broken[kind] for kind in members), of[group]] for group, members in groups.items()}
-    same = [same_output(*pair) for pair in zip(row.pop("answers", []), first)]
+    answers = row.pop("answers", [])
+    same = [same_output(*pair) for pair in zip(answers, first)] if answers is not first else [] # nothing is compared with itself
     return row | {"prompts": counts} | ({"outputs": [sum(pair[0] for pair in same), len(same)], "calls": [sum(pair[1] for pair in same), len(same)]} if same else {})
 
 # %% ../nbs/08c_parity.ipynb #c036
