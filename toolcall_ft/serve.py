@@ -486,8 +486,7 @@ class OllamaServer(Server):
     def __init__(self,
                  source, # a GGUF, or a Modelfile
                  port:int=None, # a free one if none is given
-                 slots:int=1, # requests answered at the same time
-                 context:int=4096, # tokens of prompt and answer, for each slot
+                 slots:int=1, context:int=4096, # requests answered at the same time; tokens of prompt and answer, for each
                  go_template:bool=False, # the Modelfile's Go TEMPLATE, as before 2026, instead of the GGUF's own
                  tools:list=(), # the tools that are written into it
                  timeout:float=120): # seconds to wait until it is ready
