@@ -153,7 +153,7 @@ def main():
     requests = [request for request, _ in to_requests(read_jsonl(arguments.run / "data/test.jsonl"))]
     random.Random(0).shuffle(requests)
     if arguments.soak:
-        with LlamaServer(arguments.run / "gguf/model-F16.gguf", slots=4, context=2048, options=["--threads", "1"]) as server:
+        with LlamaServer(arguments.run / "gguf/model-F16.gguf", slots=4, context=2048, options=["--threads", "1", "--cache-ram", "0"]) as server: # no store of past prompts, which grows up to its limit
             soak(server, 6, requests[:24], 200)  # the caches fill
             report = json.dumps(soak(server, 6, requests[:24], arguments.soak), indent=1)
         write_text(RESULTS.with_name("soak.json"), report)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LLAMA_VERSION', 'LLAMA_SHA256', 'LLAMA_FILES', 'GUARD', 'PATIENCE', 'CMAKE_FLAGS', 'LOOKALIKE', 'CONTROL_TOKEN', 'WHOLE_TOKEN', 'GGUF_TYPES', 'llama_cache', 'llama_file', 'find_llama_cpp', 'llama_version', 'start_group', 'stop_group', 'run_logged', 'build_tools', 'fetch_llama_source', 'compile_llama_cpp', 'temporary_folder', 'held_folder', 'one_at_a_time', 'build_llama_cpp', 'is_qwen2_tokenizer', 'run_converter', 'rename_lookalikes', 'hide_paths', 'convert_gguf', 'read_gguf', 'check_magic', 'excerpt', 'check_gguf', 'fallback_tensors', 'write_format', 'format_row', 'export_gguf', 'format_table', 'PIECES', 'calibration_text', 'make_imatrix', 'adapter_settings', 'check_adapter_base', 'export_adapter', 'all_scripts', 'hard_strings']
 
-# %% ../nbs/06_export_gguf.ipynb #c003
+# %% ../nbs/06_export_gguf.ipynb #c002
 import io
 import json
 import os
@@ -20,22 +20,21 @@ from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# %% ../nbs/06_export_gguf.ipynb #c004
 from .data import disk_errors, write_text
 from .template import model_path
 from .tools import UserError, read_json
 
-# %% ../nbs/06_export_gguf.ipynb #c006
+# %% ../nbs/06_export_gguf.ipynb #c004
 LLAMA_VERSION = "0.3.36" # of llama-cpp-python, whose source distribution carries the whole tree of llama.cpp
 LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 
-# %% ../nbs/06_export_gguf.ipynb #c007
+# %% ../nbs/06_export_gguf.ipynb #c005
 def llama_cache()->Path: # where `build_llama_cpp` puts llama.cpp, in the user's cache folder
     "The folder that llama.cpp is built into, one per version. It may not exist yet."
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")
     return cache/"toolcall-ft"/f"llama.cpp-{LLAMA_VERSION}"
 
-# %% ../nbs/06_export_gguf.ipynb #c008
+# %% ../nbs/06_export_gguf.ipynb #c006
 def llama_file(folder:Path, # a llama.cpp tree
                name:str, # of a program or of the converter
               ): # the path as a `Path`, or None
@@ -45,11 +44,11 @@ def llama_file(folder:Path, # a llama.cpp tree
     found = shutil.which(name)
     return Path(found) if found else None
 
-# %% ../nbs/06_export_gguf.ipynb #c009
+# %% ../nbs/06_export_gguf.ipynb #c007
 LLAMA_FILES = {"convert": "convert_hf_to_gguf.py", "quantize": "llama-quantize", "server": "llama-server",
                "imatrix": "llama-imatrix", "convert_lora": "convert_lora_to_gguf.py"}
 
-# %% ../nbs/06_export_gguf.ipynb #c010
+# %% ../nbs/06_export_gguf.ipynb #c008
 def find_llama_cpp(need=("convert", "quantize", "server"), # what the caller is going to use
                   )->dict: # {"folder", "version", and a path for every key of `LLAMA_FILES`}; what was not found is None
     "Find llama.cpp on this machine. Raises `UserError` with the command that brings it if something needed is missing."
@@ -63,7 +62,7 @@ def find_llama_cpp(need=("convert", "quantize", "server"), # what the caller is 
                         "Build it once with: toolcall-ft llama-cpp (about 6 minutes on two cores), or set LLAMA_CPP_DIR to a llama.cpp that you have.")
     return {"folder": folder, **found, "version": llama_version(found["server"])}
 
-# %% ../nbs/06_export_gguf.ipynb #c011
+# %% ../nbs/06_export_gguf.ipynb #c009
 def llama_version(server, # the path of `llama-server`, or None
                  )->str: # such as "0.5.0-dev (build 1, commit 0c1e570)"
     "What `llama-server --version` says of itself, `unknown` if it says nothing."
@@ -72,7 +71,7 @@ def llama_version(server, # the path of `llama-server`, or None
     match = re.search(r"version: (.+)", said.stdout + said.stderr)
     return match[1].strip() if match else "unknown"
 
-# %% ../nbs/06_export_gguf.ipynb #c016
+# %% ../nbs/06_export_gguf.ipynb #c014
 GUARD = 'exec 3<&0; (trap "" TERM; read -r line <&3; kill -TERM 0; sleep 3; kill -KILL 0) > /dev/null 2>&1 & exec "$@" 3<&- < /dev/null' # the shell's part: ends the group when the pipe is closed
 PATIENCE = 10 # seconds that a program has to end by itself
 
@@ -84,7 +83,7 @@ def start_group(command:list, # the program and its arguments
     if not shutil.which(command[0]): raise UserError(f"{command[0]}: there is no such program, or it may not be run.")
     return subprocess.Popen(["/bin/sh", "-c", GUARD, "sh", *map(str, command)], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **kwargs)
 
-# %% ../nbs/06_export_gguf.ipynb #c017
+# %% ../nbs/06_export_gguf.ipynb #c015
 def stop_group(process:subprocess.Popen, # from `start_group`
               )->None:
     "Ask a program and all that it has started to end, and make them end if they do not."
@@ -95,7 +94,7 @@ def stop_group(process:subprocess.Popen, # from `start_group`
         except subprocess.TimeoutExpired: pass
     process.stdin.close()
 
-# %% ../nbs/06_export_gguf.ipynb #c018
+# %% ../nbs/06_export_gguf.ipynb #c016
 def run_logged(command:list, # the program and its arguments
                what:str, # what it is doing, for the message
                hint:str="", # what the user can do when it fails
@@ -118,7 +117,7 @@ def run_logged(command:list, # the program and its arguments
         raise UserError(f"{what} failed (exit code {process.returncode}). {hint}\nIts last lines:\n{''.join(lines[-12:])}")
     return "".join(lines)
 
-# %% ../nbs/06_export_gguf.ipynb #c021
+# %% ../nbs/06_export_gguf.ipynb #c019
 def build_tools()->tuple: # (path of cmake, path of a C++ compiler)
     "Find what building needs. Raises `UserError` naming the package that brings it."
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
@@ -129,7 +128,7 @@ def build_tools()->tuple: # (path of cmake, path of a C++ compiler)
     if not cmake: raise UserError("llama.cpp: cmake is missing. Install it with: pip install 'toolcall-ft[export]'")
     return cmake, compiler
 
-# %% ../nbs/06_export_gguf.ipynb #c022
+# %% ../nbs/06_export_gguf.ipynb #c020
 def fetch_llama_source(folder:Path, # where to put it
                       )->Path: # the llama.cpp tree in it
     "Download the pinned source distribution with pip, which checks its checksum, and unpack it."
@@ -143,11 +142,11 @@ def fetch_llama_source(folder:Path, # where to put it
     with tarfile.open(archive) as tar: tar.extractall(folder, filter="data")
     return folder/archive.name.removesuffix(".tar.gz")/"vendor"/"llama.cpp"
 
-# %% ../nbs/06_export_gguf.ipynb #c023
+# %% ../nbs/06_export_gguf.ipynb #c021
 CMAKE_FLAGS = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DGGML_NATIVE=ON", "-DLLAMA_BUILD_TESTS=OFF",
                "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"]
 
-# %% ../nbs/06_export_gguf.ipynb #c025
+# %% ../nbs/06_export_gguf.ipynb #c023
 def compile_llama_cpp(source:Path, # the llama.cpp tree
                       target:Path, # a new folder for what is kept
                      )->None:
@@ -162,7 +161,7 @@ def compile_llama_cpp(source:Path, # the llama.cpp tree
     for name in (*scripts, "LICENSE"): shutil.copy2(source/name, target/name)
     for name in programs: shutil.copy2(build/"bin"/name, target/"bin"/name)
 
-# %% ../nbs/06_export_gguf.ipynb #c026
+# %% ../nbs/06_export_gguf.ipynb #c024
 @contextmanager
 def temporary_folder(parent, # made if need be: on the disk where the result shall be, so that a rename is enough
                     ):
@@ -172,7 +171,7 @@ def temporary_folder(parent, # made if need be: on the disk where the result sha
         with suppress(OSError), held_folder(left): shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=parent, prefix="unfinished-", ignore_cleanup_errors=True) as folder, held_folder(folder): yield Path(folder)
 
-# %% ../nbs/06_export_gguf.ipynb #c027
+# %% ../nbs/06_export_gguf.ipynb #c025
 @contextmanager
 def held_folder(folder):
     "Hold the lock of a folder. Raises `BlockingIOError` if another process holds it; the kernel frees it when its holder dies."
@@ -183,7 +182,7 @@ def held_folder(folder):
         yield
     finally: os.close(place)
 
-# %% ../nbs/06_export_gguf.ipynb #c028
+# %% ../nbs/06_export_gguf.ipynb #c026
 @contextmanager
 def one_at_a_time(lock, # a file that need not exist
                  ):
@@ -194,7 +193,7 @@ def one_at_a_time(lock, # a file that need not exist
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/06_export_gguf.ipynb #c029
+# %% ../nbs/06_export_gguf.ipynb #c027
 def build_llama_cpp()->dict: # as `find_llama_cpp`
     "Bring llama.cpp into the cache folder, unless all of it is there already. Raises `UserError` for no network, no compiler, no space."
     target = llama_cache()
@@ -209,7 +208,7 @@ def build_llama_cpp()->dict: # as `find_llama_cpp`
                 os.rename(work/"ready", target)
     return find_llama_cpp()
 
-# %% ../nbs/06_export_gguf.ipynb #c033
+# %% ../nbs/06_export_gguf.ipynb #c031
 def is_qwen2_tokenizer(folder, # a model folder
                       )->bool:
     "Does the `tokenizer.json` of a model cut texts exactly as Qwen2's does?"
@@ -219,7 +218,7 @@ def is_qwen2_tokenizer(folder, # a model folder
     patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
     return patterns == [PRETOKENIZE_REGEX] and [step.get("type") for step in steps] == ["Split", "ByteLevel"]
 
-# %% ../nbs/06_export_gguf.ipynb #c036
+# %% ../nbs/06_export_gguf.ipynb #c034
 def run_converter(script:str, # a converter in a llama.cpp tree
                   version:str, # of llama.cpp, for the file's metadata
                   *arguments:str, # for the converter; the model folder is the first
@@ -245,7 +244,7 @@ def run_converter(script:str, # a converter in a llama.cpp tree
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 
-# %% ../nbs/06_export_gguf.ipynb #c038
+# %% ../nbs/06_export_gguf.ipynb #c036
 LOOKALIKE = re.compile(r"_?[<\[]\S*[>\]]")
 
 def rename_lookalikes(tokens:list, # the vocabulary, as the converter has read it
@@ -261,7 +260,7 @@ def rename_lookalikes(tokens:list, # the vocabulary, as the converter has read i
         return token
     return [rename(index, token) for index, token in enumerate(tokens)]
 
-# %% ../nbs/06_export_gguf.ipynb #c039
+# %% ../nbs/06_export_gguf.ipynb #c037
 def hide_paths()->None:
     "Have the converter leave out what a README says of folders on this machine (`base_model:` and a folder)."
     from gguf import Metadata
@@ -269,7 +268,7 @@ def hide_paths()->None:
     is_path = lambda value: re.search(r"(^|:)(/|\.|~|[A-Za-z]:\\)", value) if isinstance(value, str) else isinstance(value, list) and any(map(is_path, value))
     Metadata.load_model_card = staticmethod(lambda folder=None: {key: value for key, value in read_card(folder).items() if not is_path(value)})
 
-# %% ../nbs/06_export_gguf.ipynb #c040
+# %% ../nbs/06_export_gguf.ipynb #c038
 def convert_gguf(model, # a folder with a merged model, or with an adapter
                  output, # the GGUF file to write
                  llama:dict, # from `find_llama_cpp`
@@ -285,7 +284,7 @@ def convert_gguf(model, # a folder with a merged model, or with an adapter
     run_logged([sys.executable, "-c", code, script, llama["version"], model, "--outfile", output, "--outtype", kind, *more],
                f"converting {model}", env=environment)
 
-# %% ../nbs/06_export_gguf.ipynb #c043
+# %% ../nbs/06_export_gguf.ipynb #c041
 def read_gguf(path, # a GGUF file
               llama:dict, # from `find_llama_cpp`
              )->dict: # {"fields": {name: value}, "tensors": {name: type}, "bytes": int}
@@ -299,7 +298,7 @@ def read_gguf(path, # a GGUF file
     tensors = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     return {"fields": fields, "tensors": tensors, "bytes": Path(path).stat().st_size}
 
-# %% ../nbs/06_export_gguf.ipynb #c044
+# %% ../nbs/06_export_gguf.ipynb #c042
 def check_magic(path, # a file
                )->None:
     "Raise `UserError` unless a file is there and begins as a GGUF does."
@@ -308,17 +307,16 @@ def check_magic(path, # a file
     except OSError as error: raise UserError(f"{path}: cannot be read ({error.strerror}). Make it with: toolcall-ft export") from None
     if magic != b"GGUF": raise UserError(f"{path}: not a GGUF file (it begins with {magic!r}). Make one with: toolcall-ft export")
 
-# %% ../nbs/06_export_gguf.ipynb #c047
+# %% ../nbs/06_export_gguf.ipynb #c045
 CONTROL_TOKEN, WHOLE_TOKEN = 3, 4 # the numbers that llama.cpp writes for the kinds of `<|im_end|>` and `<tool_call>`
 
-# %% ../nbs/06_export_gguf.ipynb #c048
 def excerpt(value, other, # two values that differ
            )->str:
     "Sixty characters of one, from shortly before the place where the two part."
     place = len(os.path.commonprefix([str(value), str(other)]))
     return str(value)[max(0, place - 20):place + 40]
 
-# %% ../nbs/06_export_gguf.ipynb #c049
+# %% ../nbs/06_export_gguf.ipynb #c046
 def check_gguf(path, # a GGUF file
                model, # the folder it was made from
                llama:dict, # from `find_llama_cpp`
@@ -342,18 +340,18 @@ def check_gguf(path, # a GGUF file
     return [f"{path}: {what}: {excerpt(found, wanted)!r} in the GGUF, {excerpt(wanted, found)!r} in the model"
             for what, (found, wanted) in facts.items() if found != wanted]
 
-# %% ../nbs/06_export_gguf.ipynb #c055
+# %% ../nbs/06_export_gguf.ipynb #c052
 GGUF_TYPES = {"F16": {"F16"}, "BF16": {"BF16"}, "Q8_0": {"Q8_0"}, "Q6_K": {"Q6_K"}, "Q5_K_M": {"Q5_K", "Q6_K"},
               "Q4_K_M": {"Q4_K", "Q6_K"}, "Q4_0": {"Q4_0", "Q6_K"}, "IQ4_XS": {"IQ4_XS", "Q5_K", "Q6_K"}}
 
-# %% ../nbs/06_export_gguf.ipynb #c056
+# %% ../nbs/06_export_gguf.ipynb #c053
 def fallback_tensors(tensors:dict, # {name: type}, from `read_gguf`
                      form:str, # a key of `GGUF_TYPES`
                     )->dict: # {name: type} of the tensors that another type was taken for
     "The tensors that are not of a format's types. Norms and biases stay F32 in every format and do not count."
     return {name: kind for name, kind in tensors.items() if kind not in GGUF_TYPES[form] | {"F32"}}
 
-# %% ../nbs/06_export_gguf.ipynb #c060
+# %% ../nbs/06_export_gguf.ipynb #c057
 def write_format(source:Path, # the model as an F16 GGUF
                  model, # the folder it was made from
                  target:Path, # the file to write
@@ -374,7 +372,7 @@ def write_format(source:Path, # the model as an F16 GGUF
     return {"bytes": written["bytes"], "tensors": dict(Counter(written["tensors"].values())),
             "fallback": fallback_tensors(written["tensors"], form)}
 
-# %% ../nbs/06_export_gguf.ipynb #c061
+# %% ../nbs/06_export_gguf.ipynb #c058
 def format_row(form:str, # a key of `GGUF_TYPES`
                row:dict, # from `write_format`
               )->str:
@@ -383,7 +381,7 @@ def format_row(form:str, # a key of `GGUF_TYPES`
     warning = f"; WARNING: {len(row['fallback'])} tensors took another type, their rows are no multiple of a block" if row["fallback"] else ""
     return f"  {form:8} {row['bytes']/1e6:8.1f} MB  ({kinds}){warning}"
 
-# %% ../nbs/06_export_gguf.ipynb #c062
+# %% ../nbs/06_export_gguf.ipynb #c059
 def export_gguf(model, # a folder with a merged model
                 output, # the folder for the GGUF files
                 formats=("F16", "Q8_0", "Q4_K_M", "Q4_0"), # keys of `GGUF_TYPES`
@@ -406,7 +404,7 @@ def export_gguf(model, # a folder with a merged model
     write_text(output/"export.json", json.dumps(record, indent=1))
     return {form: output/f"model-{form}.gguf" for form in formats}
 
-# %% ../nbs/06_export_gguf.ipynb #c065
+# %% ../nbs/06_export_gguf.ipynb #c062
 def format_table(record:dict, # `export.json`, from `export_gguf`
                 )->str: # markdown
     "Bytes, share of F16 and tensor types of every format that was exported."
