@@ -288,5 +288,6 @@ def test_killed_in_mid_request_it_gives_an_error_that_says_what_to_do(server):
         assert not asked.done()
         os.killpg(group, signal.SIGKILL)
         answer = asked.result(60)[0]
+    assert server.process.wait(20) is not None
     assert not answer["content"] and not answer["calls"] and answer["unanswered"] == "lost" and "Is the server still running?" in answer["errors"][0]
     assert is_gone(group)

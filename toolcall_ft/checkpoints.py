@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
+from logging import getLogger
 from pathlib import Path
 
 # %% ../nbs/08b_checkpoints.ipynb #c009
@@ -54,7 +55,7 @@ def quiet_compressor():
     with redirect_stdout(sys.stdout if watched else silence), redirect_stderr(sys.stderr if watched else silence):
         from llmcompressor.pipelines.cache import IntermediatesCache
         pin = IntermediatesCache.pin_memory if torch.cuda.is_available() else lambda *arguments: None
-        with patch.object(IntermediatesCache, "pin_memory", pin): yield
+        with patch.object(IntermediatesCache, "pin_memory", pin), patch.object(getLogger("torch.fx._symbolic_trace"), "disabled", not watched): yield
 
 # %% ../nbs/08b_checkpoints.ipynb #c014
 def calibration_rows(rows:list, # from `encode_rows`
