@@ -154,7 +154,7 @@ def main():
     random.Random(0).shuffle(requests)
     if arguments.soak:
         with LlamaServer(arguments.run / "gguf/model-F16.gguf", slots=4, context=2048, options=["--threads", "1", "--cache-ram", "0"]) as server: # no store of past prompts, which grows up to its limit
-            soak(server, 6, requests[:24], arguments.soak)  # the memory of the process grows for some 2,500 requests, and then no more
+            soak(server, 6, requests[:24], arguments.soak)  # the process grows at the beginning
             report = json.dumps(soak(server, 6, requests[:24], arguments.soak), indent=1)
         write_text(RESULTS.with_name("soak.json"), report)
         return print(report)

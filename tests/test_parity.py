@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -46,6 +47,12 @@ def portable(stock, tmp_path_factory):
     shutil.copytree(stock, folder / "model")
     make_portable(folder / "model", ALL_TOOLS)
     return folder / "model", export_gguf(folder / "model", folder / "gguf", ["F16"])["F16"]
+
+
+def peer(requirement):
+    "A package to compare with; on CI it must be there."
+    name = requirement.partition("==")[0]
+    return import_module(name) if CI else pytest.importorskip(name, reason=f"{name} is not installed: pip install {requirement}")
 
 
 # ---- the corpus -----------------------------------------------------------------------------------------------------
@@ -278,7 +285,7 @@ def test_ollama_refuses_tools_where_the_template_shows_none(faulty, stock, tmp_p
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_ggufdoctor_finds_we_find(name, faulty, stock, tokenizer, monkeypatch):
     "Its checks, on the same files, with the folder's template as upstream; what it finds has a finding of ours beside it (the test above says which)."
-    pytest.importorskip("ggufdoctor", reason="ggufdoctor is not installed: pip install ggufdoctor==0.3.0")
+    peer("ggufdoctor==0.3.0")
     from ggufdoctor.cli import CheckContext, load_corpus, run_reference_checks, run_sanity_checks
     from ggufdoctor.engines.registry import select_engines
     from ggufdoctor.reader import read_gguf_file
@@ -292,7 +299,7 @@ def test_what_ggufdoctor_finds_we_find(name, faulty, stock, tokenizer, monkeypat
 
 
 def test_renderers_make_the_tokens_of_training_but_for_typed_control_tokens(tokenizer):
-    renderers = pytest.importorskip("renderers", reason="renderers is not installed: pip install renderers==0.1.12")
+    renderers = peer("renderers==0.1.12")
     from toolcall_ft.template import tidy_message
     renderer, other = renderers.create_renderer(tokenizer), []
     for case in CORPUS:

@@ -812,8 +812,9 @@ def row_cases(examples:list, # {"messages", "tools"}, each ending in the assista
 def same_output(one:dict, two:dict)->tuple: # (to the letter, as data)
     "Are two answers the same: words and calls as they are written, and the calls as data?"
     cut_off = [[CUT_OFF in error for error in answer["errors"]] for answer in (one, two)] # each says it in its own words
-    calls = cut_off[0] == cut_off[1] and all(map(all, cut_off)) and same_value(one["calls"], two["calls"])
-    return cut_off[0] == cut_off[1] and one["content"] == two["content"] and dump_json(one["calls"]) == dump_json(two["calls"]), calls
+    whole = cut_off[0] == cut_off[1] and all(map(all, cut_off)) # nothing unreadable in either
+    same = (whole or one["errors"] == two["errors"]) and one["content"] == two["content"] and dump_json(one["calls"]) == dump_json(two["calls"])
+    return same, whole and same_value(one["calls"], two["calls"])
 
 # %% ../nbs/08c_parity.ipynb #c031
 def hop_answers(hop, # with `answer`, or a server with `url` and `model`
