@@ -539,3 +539,11 @@ def test_a_checkpoint_that_cannot_be_made_gets_a_sentence(project, capsys):
 def test_doctor_shows_the_table_though_one_program_is_set_wrong(project, monkeypatch, capsys):
     monkeypatch.setenv("TOOLCALL_FT_VLLM", "/nowhere")
     assert main(["doctor"]) == 0 and "no Python with vLLM" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_an_earlier_model_is_not_served(project, capsys):
+    for path in ("merged/config.json", "checkpoints/FP8/checkpoint.json"): write_text(project / "runs/first" / path, "{}")
+    os.utime(project / "runs/first/checkpoints/FP8/checkpoint.json", (0, 0))
+    assert main(["serve", "--runtime", "vllm", "--format", "FP8"]) == 2 and "Make it again with: toolcall-ft checkpoint FP8" in capsys.readouterr().err
+    os.utime(project / "runs/first/checkpoints/FP8/checkpoint.json")
+    assert main(["serve", "--runtime", "vllm", "--format", "FP8"]) == 2 and "Make it again" not in capsys.readouterr().err  # but it is no model

@@ -328,7 +328,11 @@ def make_server(config:dict, # the configuration
         from toolcall_ft.serve import VllmServer
         from toolcall_ft.checkpoints import SCHEMES
         if name and name not in SCHEMES: raise UserError(f"--format {name}: vLLM serves the merged model (leave out --format) or one of its checkpoints ({', '.join(SCHEMES)}), not a GGUF file. For that take --runtime llama-server.")
-        return VllmServer(need(config, *((f"checkpoints/{name}", f"checkpoint {name}") if name else ("merged", "merge"))), **settings)
+        folder = merged = need(config, "merged", "merge")
+        if name: folder = need(config, f"checkpoints/{name}", f"checkpoint {name}")
+        if name and os.stat(f"{folder}/checkpoint.json").st_mtime < os.stat(f"{merged}/config.json").st_mtime:
+            raise UserError(f"{os.path.relpath(folder)} was made from an earlier model than the merged one of today. Make it again with: toolcall-ft checkpoint {name}")
+        return VllmServer(folder, **settings)
     from toolcall_ft.serve import LlamaServer, OllamaServer
     return (LlamaServer if runtime == "llama-server" else OllamaServer)(find_format(config, name), **settings)
 
