@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/toolcall-ft run --config examples/config.yaml
 
 test: setup check
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 nbs/*.ipynb tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 nbs/*.ipynb tests
 
 # a Chromium for the tests of the viewer, where there is none yet
 browser:

@@ -517,7 +517,7 @@ def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys)
     from toolcall_ft import serve
     config = read_config("config.yaml")
     for path in ("merged/config.json", "gguf/model-F16.gguf", "data/test.jsonl"): write_text(project / "runs/first" / path, "")
-    report = {"hops": {"training row": {"prompts": {"test": [1, 1], "hard": [1, 1], "limits": [0, 0]}, "differences": []}}, "missing": {"vLLM": "vLLM is not here"}, "refused": []}
+    report = {"hops": {"training row": {"prompts": {"test": [1, 1], "hard": [1, 1]}, "differences": []}}, "missing": {"vLLM": "vLLM is not here"}, "refused": []}
     monkeypatch.setattr(serve, "measure_parity", lambda *arguments: report)
     assert main(["parity", "--hops", "vllm"]) == 1
     assert "nothing was compared" in (said := capsys.readouterr().out) and "vLLM: was asked for and is not here" in said

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from toolcall_ft.data import (CHOICES, build_example, contradictions, disk_errors, from_dataset, group_examples, measure_leakage, open_values, phrasing, prepare_data, read_config, read_examples, read_jsonl, replace_folder,
                               split_examples, split_rows, to_dataset, write_jsonl, write_text)
 from toolcall_ft.export import GGUF_TYPES
+from toolcall_ft.formats import RecordError
 from toolcall_ft.tools import UserError, clean_tools, dump_json, read_tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -453,3 +454,23 @@ def test_examples_are_written_in_one_spelling():
     tools = clean_tools([{"name": "go", "parameters": {"type": "object", "properties": {"x": {}}}}])[0]
     example = build_example({"user": "cafe\u0301", "tool_name": "go", "arguments": {"x": [2.0, 2.5, "e\u0301"]}}, tools)
     assert dump_json([example["messages"][0]["content"], example["messages"][1]["tool_calls"][0]["function"]["arguments"]]) == '["caf\u00e9", {"x": [2, 2.5, "\u00e9"]}]'
+
+
+def test_numbers_that_servers_change_are_text_or_refused():
+    "A log may go on holding them as numbers, once the tool says that it takes a string."
+    record = {"user": f"Where is parcel {2**63}?", "tool_name": "track", "arguments": {"parcel": 2**63}}
+    of_type = lambda kind: clean_tools([{"name": "track", "parameters": {"type": "object", "properties": {"parcel": {"type": kind}}}}])[0]
+    assert build_example(record, of_type("string"))["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"parcel": "9223372036854775808"}
+    for kind in ("integer", ["integer", "null"]):
+        with pytest.raises(RecordError) as error: build_example(record, of_type(kind))
+        assert error.value.args[0] == "arguments.parcel" and "servers change them" in error.value.args[1] and "make this argument a string" in error.value.args[1]
+    assert build_example({**record, "arguments": {"parcel": 2**53 - 1}}, of_type("integer"))
+
+
+def test_answers_begin_with_words_and_nested_keys_are_sorted():
+    tools = clean_tools([{"name": "go", "parameters": {"type": "object", "properties": {"z": {}, "a": {}}}}])[0]
+    record = {"messages": [{"role": "user", "content": " hi "}, {"role": "assistant", "content": "\n\n", "tool_calls": [{"type": "function", "function": {"name": "go", "arguments": {"z": {"b": 1, "a": [{"d": 1, "c": 2}]}, "a": 1}}}]},
+                           {"role": "tool", "name": "go", "content": " {} "}, {"role": "assistant", "content": " \n\u3000Done. "}]}
+    said = build_example(record, tools)["messages"]
+    assert [message["content"] for message in said] == [" hi ", "", " {} ", "Done. "]
+    assert dump_json(said[1]["tool_calls"][0]["function"]["arguments"]) == '{"z": {"a": [{"c": 2, "d": 1}], "b": 1}, "a": 1}'

@@ -12,10 +12,10 @@ from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from toolcall_ft import serve
 from toolcall_ft.export import build_llama_cpp, convert_gguf, export_gguf, find_llama_cpp, read_gguf
 from toolcall_ft.portable import make_portable
-from toolcall_ft.serve import (LIMITS, LlamaServer, OllamaServer, TrainingRow, TransformersHop, breaks, check_pair, find_ollama, hard_corpus, measure_parity, model_hops, pair_table, parity, parity_html, parity_table,
+from toolcall_ft.serve import (LlamaServer, OllamaServer, TrainingRow, TransformersHop, breaks, check_pair, find_ollama, hard_corpus, measure_parity, model_hops, pair_table, parity, parity_html, parity_table,
                                prompt_differences, same_output)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
-from toolcall_ft.tools import UserError, canonical, clean_tools, dump_json
+from toolcall_ft.tools import UserError, canonical_messages, clean_tools, dump_json
 
 CORPUS = hard_corpus()
 ALL_TOOLS = list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values())
@@ -60,7 +60,7 @@ def peer(requirement):
 def test_every_case_can_be_asked_of_any_hop(tokenizer):
     assert len({case["name"] for case in CORPUS}) == len(CORPUS) > 60
     for case in CORPUS:
-        assert json.loads(json.dumps(case)) == case and canonical(case["messages"]) == case["messages"]
+        assert json.loads(json.dumps(case)) == case and canonical_messages(case["messages"]) == case["messages"]
         assert clean_tools(case["tools"])[0] == case["tools"] # they are clean already
         assert case["messages"][-1]["role"] in ("user", "tool") and encode_prompt(case, tokenizer)
 
@@ -123,14 +123,6 @@ def test_a_refusal_and_a_dead_server_are_reported_in_their_words(tokenizer):
     assert "it ended while starting" in parity_html(report)
 
 
-def test_a_known_limit_is_counted_apart_and_breaks_nothing(tokenizer):
-    class LlamaServer(Hop): "Named as the one whose limits are known."
-    change = lambda case, ids: ids[:-1] if case["kind"] in LIMITS["LlamaServer"] else ids
-    report = parity([], {"llama": LlamaServer(tokenizer, change)}, tokenizer)
-    assert breaks(report) == [] and report["hops"]["llama"]["prompts"]["limits"] == [0, sum(case["kind"] in LIMITS["LlamaServer"] for case in CORPUS)] and "a known limit" in parity_html(report)
-    assert breaks(parity([], {"another": Hop(tokenizer, change)}, tokenizer)) # who has no such limit is not excused
-
-
 def test_answers_that_are_worse_than_chance_break_it(tokenizer):
     right, wrong = Hop(tokenizer, calls=[CALL]), Hop(tokenizer, calls=[{"name": "get_weather", "arguments": {"city": "Rome"}}])
     report = parity(EXAMPLES, {"right": right, "wrong": wrong}, tokenizer, [])
@@ -157,13 +149,13 @@ def test_the_page_and_the_table_escape_everything(tokenizer):
     assert "<script>" not in parity_html(report) and "<i>" not in parity_html(report) and "<b>" not in parity_html(report)
     table = parity_table(report)
     assert "<" not in table.replace("<script>", "&lt;script>") or "<" not in table
-    assert all(line.count("|") - line.count(r"\|") == 9 for line in table.splitlines() if line.startswith("|"))
+    assert all(line.count("|") - line.count(r"\|") == 8 for line in table.splitlines() if line.startswith("|"))
 
 
 # ---- the real servers -----------------------------------------------------------------------------------------------
 
 def test_all_hops_of_the_embedded_model(portable):
-    "100 % of the corpus but what is known to be impossible: training row, Transformers, llama-server, and Ollama where it is."
+    "100 % of the corpus: training row, Transformers, llama-server, and Ollama where it is."
     folder, gguf = portable
     hops, missing = model_hops(folder, gguf)
     hops.pop("vLLM", None) # tests/test_vllm.py: to start it takes minutes
@@ -171,14 +163,12 @@ def test_all_hops_of_the_embedded_model(portable):
     tokenizer = load_tokenizer(str(folder))
     report = parity([], hops, tokenizer)
     assert breaks(report) == [] and {"training row", "Transformers", "llama-server"} <= set(report["hops"])
-    for name in ("llama-server", *(["Ollama"] if "Ollama" in hops else [])): # they are still impossible: else this list is out of date
-        row = report["hops"][name]
-        assert {difference["case"] for difference in row["differences"]} == {case["name"] for case in CORPUS if case["kind"] in set(row["limits"]) - {"first"}}, name
+    assert all(row["differences"] == [] and row["prompts"]["hard"] == [len(CORPUS), len(CORPUS)] for row in report["hops"].values())
 
 
 @pytest.mark.skipif(not CACHE.exists() and not CI, reason="no Qwen2.5 tokenizer: make it with python tests/golden/qwen_tokenizer.py")
 def test_the_real_qwen_tokenizer_in_llama_server(tmp_path):
-    "A random model of one layer with Qwen2.5's real vocabulary, served: 100 % of the corpus but what is known to be impossible."
+    "A random model of one layer with Qwen2.5's real vocabulary, served: 100 % of the corpus."
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     tokenizer = qwen_tokenizer()
@@ -192,13 +182,12 @@ def test_the_real_qwen_tokenizer_in_llama_server(tmp_path):
     portable = load_tokenizer(str(tmp_path / "model"))
     report = parity([], {"row": TrainingRow(portable), "llama-server": LlamaServer(tmp_path / "qwen.gguf")}, portable)
     assert breaks(report) == []
-    same, of = report["hops"]["llama-server"]["prompts"]["hard"]
-    assert same == of > 60 and {difference["kind"] for difference in report["hops"]["llama-server"]["differences"]} == {"first", "big integers"} # with a real vocabulary, white space is joined
+    assert report["hops"]["llama-server"]["prompts"]["hard"] == [len(CORPUS), len(CORPUS)] and report["hops"]["llama-server"]["differences"] == []
 
 
 def test_the_stock_template_has_the_gap_that_the_lesson_shows(gguf, tokenizer):
     with LlamaServer(gguf) as server: kinds = {difference["kind"] for difference in prompt_differences(server, CORPUS, [encode_prompt(case, tokenizer) for case in CORPUS], tokenizer)}
-    assert {"typed", "arguments", "big integers"} <= kinds and "turns" not in kinds
+    assert {"typed", "arguments"} <= kinds and "turns" not in kinds
 
 
 # ---- pairs of files -------------------------------------------------------------------------------------------------
@@ -330,7 +319,7 @@ def test_thinking_as_trained_is_what_hops_are_compared_with(stock, tmp_path):
     assert measured(folder)["Transformers"]["prompts"]["hard"][0] == 0, "the own template asks with thinking"
     make_portable(tmp_path / "merged", ALL_TOOLS, thinking=False)
     found = measured(tmp_path / "merged")
-    assert not [each for each in found["Transformers"]["differences"] if not each["known"]] and not found["training row"]["differences"]
+    assert not found["Transformers"]["differences"] and not found["training row"]["differences"]
 
 
 def test_nothing_compared_is_no_success(tokenizer):

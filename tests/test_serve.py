@@ -10,11 +10,12 @@ import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 from toolcall_ft.export import build_llama_cpp, export_gguf, start_group
-from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, server_prompt, server_tokens,
+from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, read_reply, server_prompt, server_tokens,
                                wire_messages, write_modelfile)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, clean_tools
@@ -169,6 +170,31 @@ def test_tokens_are_the_same_for_strings_of_all_kinds(server, tokenizer):
     for text in texts:
         text = unicodedata.normalize("NFC", text) # llama.cpp does not normalise; see the next test
         assert server_tokens(server.url, text) == tokenizer(text, add_special_tokens=False)["input_ids"], repr(text)
+
+
+def test_an_answer_that_was_broken_off_counts_for_nothing():
+    reply = SimpleNamespace(choices=[SimpleNamespace(finish_reason="abort", message=SimpleNamespace(content="half a", tool_calls=None))])
+    assert read_reply(reply, False)["unanswered"] == "lost" and "Is the server still running?" in read_reply(reply, False)["errors"][0]
+
+
+CHATTY = """
+import http.server, sys, threading, time
+class Fine(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+    def log_message(self, *parts): pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Fine)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(f"listening on http://127.0.0.1:{server.server_port}", flush=True)
+for _ in range(17): print("x" * 2**20, flush=True)
+time.sleep(3)
+print("the last line", flush=True)
+"""
+
+
+def test_the_log_of_a_server_that_runs_for_long_stays_small():
+    with Server([sys.executable, "-c", CHATTY], "nothing", "chatty") as server:
+        server.wait()
+        assert os.fstat(server.output.fileno()).st_size < 2**20 and server.log().strip().endswith("the last line")
 
 
 def test_unnormalised_text_is_the_known_difference(server, tokenizer):

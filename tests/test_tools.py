@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
-from toolcall_ft.tools import (UserError, canonical, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
+from toolcall_ft.tools import (UserError, canonical, canonical_messages, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
@@ -440,6 +440,31 @@ def test_canonical_values_are_equal_and_stay(value):
     assert dump_json(canonical(once)) == dump_json(once) and unicodedata.normalize("NFC", dump_json(once)) == dump_json(once)
     def numbers(inside): return [found for part in (inside.values() if isinstance(inside, dict) else inside) for found in numbers(part)] if isinstance(inside, (dict, list)) else [inside] if isinstance(inside, (int, float)) else []
     assert numbers(once) == numbers(value) and not [number for number in numbers(once) if isinstance(number, float) and number.is_integer() and abs(number) < 2**53]
+
+
+@settings(max_examples=500, deadline=None)
+@given(ANY_JSON, st.text(max_size=4))
+def test_canonical_messages_stay_and_say_the_same(value, words):
+    "Equal as data, but for numbers that a float does not hold safely (text) and digits beyond the 15th."
+    message = {"role": "assistant", "content": words, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"b": value, "a": 0}}}]}
+    before = json.dumps(message)
+    once = canonical_messages([message])
+    assert dump_json(canonical_messages(once)) == dump_json(once) and json.dumps(message) == before
+    def same(old, new):
+        if isinstance(old, dict): return list(new) == sorted(new) and len(old) == len(new) and all(same(old[key], new[key] if key in new else new[unicodedata.normalize("NFC", key)]) for key in old)
+        if isinstance(old, list): return len(old) == len(new) and all(map(same, old, new))
+        if isinstance(old, (int, float)) and not isinstance(old, bool) and abs(old) >= 2**53 and isinstance(new, str): return int(new) == int(old)
+        if isinstance(old, float): return new == old or abs(new - old) <= 1e-14 * abs(old)
+        return new == (unicodedata.normalize("NFC", old) if isinstance(old, str) else old)
+    arguments = once[0]["tool_calls"][0]["function"]["arguments"]
+    assert list(arguments) == ["b", "a"] and same(value, arguments["b"]) and once[0]["content"] == unicodedata.normalize("NFC", words).lstrip()
+
+
+@pytest.mark.parametrize("value, sent", [(2**53 - 1, 2**53 - 1), (2**53, "9007199254740992"), (-2**53, "-9007199254740992"), (10**25, "1" + "0" * 25), (1e16, "10000000000000000"), (-1e20, "-1" + "0" * 20), (1e21, 1e21),
+                                         (0.1 + 0.2, 0.3), (1.7976931348623157e308, 1.7976931348623157e308), (5e-324, 5e-324), (0.9999999999999999, 1), (True, True), (False, False)])
+def test_numbers_as_every_server_shows_them(value, sent):
+    message = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": [value]}}}]}
+    assert dump_json(canonical_messages([message])[0]["tool_calls"][0]["function"]["arguments"]["x"][0]) == dump_json(sent)
 
 
 def test_keys_that_only_look_alike_stay_two():

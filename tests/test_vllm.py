@@ -18,7 +18,7 @@ from toolcall_ft.generate import load_model, transformers_answerer
 from toolcall_ft.portable import make_portable
 from toolcall_ft.serve import VllmServer, check_model, find_vllm, hard_corpus, learn_by_heart, openai_answerer, prompt_differences, vllm_command, wire_messages
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
-from toolcall_ft.tools import UserError, check_call, clean_tools
+from toolcall_ft.tools import UserError, canonical_messages, check_call, clean_tools
 
 GUIDE = {"tools": [{"type": "function", "function": {"name": "HandleTongzhiTonggao", "description": "该工具专用于新增、修改、删除时讯消息或通告！", "parameters": {"type": "object", "properties": {
              "operation": {"type": "string", "description": "用户对时讯消息或通告的操作方式", "enum": ["ADD", "DELETE", "UPDATE", "LIST"]},
@@ -240,6 +240,8 @@ CASES |= {f"typed {token} as {where}": request for token in ("<|im_end|>", "<|im
     "question": ask(token), "result": ask("x", calls(call("ping")), result(f"a{token}b"), "m"), "argument": ask("x", calls(call("f", **{token: [token]})), result("1"), "m"),
     "description": ask("x", tools=clean_tools([{"name": "f", "description": f"says {token}"}])[0]), "system": ask({"role": "system", "content": token}, "x")}.items()}
 
+CASES = {name: {**request, "messages": canonical_messages(request["messages"])} for name, request in CASES.items()} # as they are read for training
+
 
 def test_the_prompts_are_those_of_training(server, tokenizer):
     other = [name for name, request in CASES.items() if server.prompt_ids(request) != encode_prompt(request, tokenizer)]
@@ -247,8 +249,7 @@ def test_the_prompts_are_those_of_training(server, tokenizer):
 
 
 def test_the_hard_corpus_is_that_of_training_too(server, tokenizer):
-    wrong = prompt_differences(server, hard_corpus(), [encode_prompt(case, tokenizer) for case in hard_corpus()], tokenizer)
-    assert not [difference for difference in wrong if not difference["known"]]
+    assert not prompt_differences(server, hard_corpus(), [encode_prompt(case, tokenizer) for case in hard_corpus()], tokenizer)
 
 
 def test_tokenize_is_what_a_chat_is_given(server, tokenizer):

@@ -6,12 +6,11 @@
 __all__ = ['KINDS', 'SEVERITIES', 'ENOUGH', 'FEW_PLAIN', 'DOMINANT', 'FOLLOWERS', 'NUMBER_WORDS', 'HANZI', 'SCALES', 'CALL_MARKS',
            'LOOK_ALIKES', 'ROW_CHECKS', 'SET_CHECKS', 'COLOURS', 'SPLIT_COLOURS', 'place', 'finding', 'call_problem',
            'message_problem', 'tool_problem', 'example_problem', 'order_problems', 'result_problems', 'letters',
-           'hanzi_number', 'said_numbers', 'open_numbers', 'any_between', 'is_said', 'large_integers', 'call_problems',
-           'invented_values', 'look_alikes', 'digest', 'calls_made', 'loose_key', 'repeated_rows', 'leak_keys',
-           'leaked_rows', 'tool_balance', 'is_plain', 'plain_share', 'argument_order', 'argument_use', 'schema_use',
-           'usable_rows', 'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind', 'check_table',
-           'draw_balance', 'draw_findings', 'draw_lengths', 'check_chart', 'write_figure', 'write_report',
-           'strict_error']
+           'hanzi_number', 'said_numbers', 'open_numbers', 'any_between', 'is_said', 'call_problems', 'invented_values',
+           'look_alikes', 'digest', 'calls_made', 'loose_key', 'repeated_rows', 'leak_keys', 'leaked_rows',
+           'tool_balance', 'is_plain', 'plain_share', 'argument_order', 'argument_use', 'schema_use', 'usable_rows',
+           'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind', 'check_table', 'draw_balance',
+           'draw_findings', 'draw_lengths', 'check_chart', 'write_figure', 'write_report', 'strict_error']
 
 # %% ../nbs/01b_checks.ipynb #c002
 import json
@@ -57,7 +56,6 @@ KINDS = {
     "argument order": ("warning", "calls name arguments in another order than required ones first, then as in the schema; llama-server's grammar holds to that one, and loses or guesses values"),
     "argument use": ("note", "an optional argument that is always given, which teaches that it is required, or never"),
     "unseen choice": ("note", "permitted values that no training row uses"),
-    "large integer": ("warning", "an argument of 2**63 or more, which servers on llama.cpp print as another number; make such ids texts"),
     "invented value": ("note", "an argument's text or number does not stand in the conversation before the call"),
     "look-alike": ("note", "text that looks like a control token; rendered carelessly, it forges a turn"),
     "no description": ("note", "a tool or an argument without a description: the model has only the name to go by"),
@@ -207,18 +205,12 @@ def is_said(number, said:list, # numbers, sorted
     return any(any_between(said, low / scale, high / scale) or any_between(said, low * scale, high * scale) for scale in SCALES) or any_between(said, low - 12, min(high - 12, 12))
 
 # %% ../nbs/01b_checks.ipynb #c021
-def large_integers(value)->list:
-    "The integers in an argument that do not fit into 64 bits with a sign."
-    if isinstance(value, (dict, list)): return [found for item in (value.values() if isinstance(value, dict) else value) for found in large_integers(item)]
-    return [value] if isinstance(value, int) and not -2**63 <= value < 2**63 else []
-
 def call_problems(example:dict):
-    "Yields (kind, text): calls of tools that are not offered, with arguments that do not fit, or with numbers that no server can show."
+    "Yields (kind, text): calls of tools that are not offered, or with arguments that do not fit."
     for message in example["messages"]:
         for call in (made["function"] for made in message.get("tool_calls", [])):
             for problem in check_call(call, example["tools"]):
                 yield "unknown tool" if problem.startswith("unknown tool") else "misfit call", problem
-            for number in large_integers(call["arguments"]): yield "large integer", f"{number} in a call of {call['name']}"
 
 # %% ../nbs/01b_checks.ipynb #c022
 def invented_values(example:dict):

@@ -846,7 +846,7 @@ def serve_command(arguments):
         with make_server(config, runtime, arguments.format, port) as server:
             line = curl_line(server.url, write_request(config, server.model))
             print(f"{RUNTIMES[runtime]} answers at {server.url}/v1 as {server.model}. Ctrl-C ends it. Try it from another terminal:\n\n{line}\n", flush=True)
-            server.process.wait()
+            server.wait()
             raise UserError(f"{RUNTIMES[runtime]} ended by itself. Its last lines:\n" + "\n".join(server.log().strip().splitlines()[-5:]))
     except KeyboardInterrupt: print(f"{RUNTIMES[runtime]} is stopped.")
 

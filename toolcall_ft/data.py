@@ -38,7 +38,7 @@ from importlib.resources import files
 from itertools import chain, islice
 from pathlib import Path
 from .formats import COLUMNS, FORMATS, WRITERS, RecordError, dataset_info, detect_format, is_triple, need, read_record
-from .tools import UserError, canonical, check_call, clean_tools, dump_json, nearest, parse_json, read_json, read_text, read_tools
+from .tools import UserError, canonical_messages, check_call, clean_tools, dump_json, nearest, parse_json, read_json, read_text, read_tools
 
 # %% ../nbs/01_data.ipynb #c005
 HEAD = 1 << 20  # bytes: what is looked at to tell what a file is, and what is read at a time
@@ -392,7 +392,7 @@ def finish_example(row:dict, # from `read_record`
                    system:str=None, # a system prompt for records that bring none
                    )->dict:
     "A record that was read, as an example: its tools found, every call checked. Raises `RecordError` (field, reason)."
-    messages, offered = canonical(row["messages"]), offered_tools(row["tools"], tools)
+    messages, offered = canonical_messages(row["messages"]), offered_tools(row["tools"], tools)
     if not any(m["role"] == "user" for m in messages): raise RecordError("messages", "no user turn")
     if messages[-1]["role"] != "assistant": raise RecordError("messages", "the last turn must be the assistant's")
     for call in (made["function"] for m in messages for made in m.get("tool_calls", [])):

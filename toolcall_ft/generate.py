@@ -22,7 +22,7 @@ from os.path import commonprefix
 from tqdm import tqdm
 
 from .template import encode_prompt, load_tokenizer, model_path
-from .tools import UserError, check_call, dump_json, parse_calls
+from .tools import UserError, canonical_messages, check_call, dump_json, parse_calls
 
 # %% ../nbs/04_constrained_generation.ipynb #c006
 def grammar_accepts(grammar:str, # GBNF with a rule called root
@@ -424,7 +424,7 @@ def chat_with_tools(answerer, # list of requests -> list of answers
     "Ask, run the calls, tell the results, and ask again until the model answers without a call. `messages` is left as it was."
     messages = list(messages)
     for _ in range(rounds):
-        answer = answerer([{"messages": messages, "tools": tools}])[0]
+        answer = answerer([{"messages": canonical_messages(messages), "tools": tools}])[0]  # as in the rows of training
         calls = [{"type": "function", "function": call} for call in answer["calls"]]
         content = answer["content"] if calls else answer["content"] or answer["text"]
         messages.append({"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {}))

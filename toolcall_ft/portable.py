@@ -87,25 +87,37 @@ TEXT_MACRO = '''{%- macro portable_text(text) %}
 
 # %% ../nbs/02d_portable_template.ipynb #c013
 NUMBER_MACRO = '''{%- macro portable_number(x) %}
-    {%- set size = 0 - x if x < 0 else x %}
+    {%- set size, sign = (0 - x if x < 0 else x), ('-' if x < 0 else '') %}
     {%- set found = namespace(text='') %}
-    {%- if size >= 0.0001 and size < 10000000000000000 or size == 0 %}
-        {%- if (x ~ '') | float == x %}
-            {%- set found.text = x ~ '' %}
-        {%- endif %}
-        {%- for power in [POWERS] %}
+    {%- if size >= 0.0001 and size < 10000000000000000 %}
+        {%- for places in range(1, 19) %}
+            {%- set power = ('1e' ~ places) | float %}
             {%- if not found.text and size * power < 9000000000000000000 %}
-                {%- set digits = (size * power + 0.5) | int - (size | int) * power %}
-                {%- set text = ('-' if x < 0 else '') ~ (size | int) ~ '.' ~ (('' ~ (digits + power))[1:]) %}
+                {%- set digits = '' ~ (((size * power + 0.5) | int - (size | int) * power) | int) %}
+                {%- set text = sign ~ (size | int) ~ '.' ~ ('000000000000000000'[digits | length:places]) ~ digits %}
                 {%- if text | float == x %}
                     {%- set found.text = text %}
                 {%- endif %}
             {%- endif %}
         {%- endfor %}
+    {%- elif (x | tojson) | float != x %}
+        {%- set letter = 'e-' if size < 1 else 'e+' %}
+        {%- for power in range(5, 309) %}
+            {%- set unit = ('1' ~ letter ~ power) | float %}
+            {%- if not found.text and unit > 0 and size / unit >= 1 and size / unit < 10 %}
+                {%- for places in range(6, 15) %}
+                    {%- set digits = '' ~ ((size / unit * (('1e' ~ places) | float) + 0.5) | int) %}
+                    {%- set text = sign ~ digits[:1] ~ '.' ~ digits[1:] ~ letter ~ ('0' if power < 10 else '') ~ power %}
+                    {%- if not found.text and text | float == x %}
+                        {%- set found.text = text %}
+                    {%- endif %}
+                {%- endfor %}
+            {%- endif %}
+        {%- endfor %}
     {%- endif %}
     {{- found.text or (x | tojson) }}
 {%- endmacro %}
-'''.replace("POWERS", ", ".join(str(10 ** power) for power in range(7, 18)))
+'''
 
 # %% ../nbs/02d_portable_template.ipynb #c014
 JSON_MACROS = '''{%- macro portable_value(x) %}
