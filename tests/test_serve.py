@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from toolcall_ft.export import build_llama_cpp, export_gguf, start_group
-from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, read_reply, server_prompt, server_tokens,
+from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, read_reply, server_prompt, server_tokens, wait_for_end,
                                wire_messages, write_modelfile)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, clean_tools
@@ -193,7 +193,7 @@ print("the last line", flush=True)
 
 def test_the_log_of_a_server_that_runs_for_long_stays_small():
     with Server([sys.executable, "-c", CHATTY], "nothing", "chatty") as server:
-        server.wait()
+        wait_for_end(server)
         assert os.fstat(server.output.fileno()).st_size < 2**20 and server.log().strip().endswith("the last line")
 
 

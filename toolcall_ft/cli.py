@@ -839,6 +839,7 @@ def curl_line(url:str, # of a server
          option("--format", default="", help="which GGUF file (default: Q8_0, or the first in the config); with vllm a checkpoint such as FP8 (default: merged)"), option("--port", type=int, help="the port; 0: any free one (default: serve.port)"))
 def serve_command(arguments):
     "Serve the model in the OpenAI way with llama-server, Ollama or vLLM, until Ctrl-C"
+    from toolcall_ft.serve import wait_for_end
     config = read_settings(arguments)
     runtime = arguments.runtime or config["serve"]["runtime"]
     port = config["serve"]["port"] if arguments.port is None else arguments.port
@@ -846,7 +847,7 @@ def serve_command(arguments):
         with make_server(config, runtime, arguments.format, port) as server:
             line = curl_line(server.url, write_request(config, server.model))
             print(f"{RUNTIMES[runtime]} answers at {server.url}/v1 as {server.model}. Ctrl-C ends it. Try it from another terminal:\n\n{line}\n", flush=True)
-            server.wait()
+            wait_for_end(server)
             raise UserError(f"{RUNTIMES[runtime]} ended by itself. Its last lines:\n" + "\n".join(server.log().strip().splitlines()[-5:]))
     except KeyboardInterrupt: print(f"{RUNTIMES[runtime]} is stopped.")
 

@@ -91,7 +91,6 @@ def read_text(path, # a text file
     if not empty and not text.strip(): raise UserError(f"{path}: the file is empty.")
     return text
 
-# %% ../nbs/00_tools.ipynb #c012
 def read_json(path, # a JSON file
               )->object:
     "The value in a JSON file. Raises `UserError` naming the line for anything that is not JSON."
@@ -101,7 +100,7 @@ def read_json(path, # a JSON file
         raise UserError(f"{path}, line {error.lineno}: not JSON: {error.msg} (column {error.colno}).") from None
     except ValueError as error: raise UserError(f"{path}: not usable as JSON: {error}.") from None
 
-# %% ../nbs/00_tools.ipynb #c013
+# %% ../nbs/00_tools.ipynb #c012
 def dump_json(value, # anything JSON can hold
               )->str:
     "JSON in the bytes that the chat template prints: one line, a space after `,` and `:`, no escapes for non-ASCII text."
@@ -118,7 +117,7 @@ def canonical(value, # anything JSON can hold
     if len(set(keys.values())) < len(keys): keys = {key: key for key in keys} # two keys that only look alike stay two
     return {keys[key]: canonical(item) for key, item in value.items()}
 
-# %% ../nbs/00_tools.ipynb #c014
+# %% ../nbs/00_tools.ipynb #c013
 def canonical_argument(value, # of a call
                       ): # the same as every server hands it on
     "What is nested with its keys sorted; whole numbers from 2**53 on as text (but floats from 1e21 on, which have an exponent everywhere); fractions with the 15 digits that every program keeps."
@@ -139,7 +138,7 @@ def canonical_messages(messages:list, # as in an example: `arguments` are object
             call["function"]["arguments"] = {key: canonical_argument(value) for key, value in call["function"]["arguments"].items()}
     return messages
 
-# %% ../nbs/00_tools.ipynb #c017
+# %% ../nbs/00_tools.ipynb #c016
 def tool_schema(function, # with type hints and a Google-style docstring that describes every argument
                 )->dict:
     "The OpenAI schema of a Python function. Raises `UserError` if a hint or a description is missing."
@@ -154,7 +153,7 @@ def tool_schema(function, # with type hints and a Google-style docstring that de
         if field.pop("nullable", False): allow_null(field)
     return {"type": "function", "function": schema}
 
-# %% ../nbs/00_tools.ipynb #c018
+# %% ../nbs/00_tools.ipynb #c017
 ANNOTATIONS = ("title", "description", "default", "examples", "deprecated", "$defs", "definitions") # keywords that permit and forbid nothing
 
 def allow_null(field:dict, # the schema of one argument; changed in place
@@ -166,7 +165,7 @@ def allow_null(field:dict, # the schema of one argument; changed in place
     if "type" in field: field["type"] = [*([field["type"]] if isinstance(field["type"], str) else field["type"]), "null"]
     if "enum" in field: field["enum"] = [*field["enum"], None]
 
-# %% ../nbs/00_tools.ipynb #c022
+# %% ../nbs/00_tools.ipynb #c021
 JSON_TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
 OTHER_NAMES = {"string": "str text char character callable datetime date time bytes", "integer": "int long short byte bigint", "number": "float double decimal numeric",
                "boolean": "bool", "array": "list tuple set frozenset sequence iterable collection vector ndarray arraylist",
@@ -185,7 +184,7 @@ def split_type(text:str, # a type as somebody wrote it
         else: parts[-1] += letter
     return [part.strip() for part in parts]
 
-# %% ../nbs/00_tools.ipynb #c023
+# %% ../nbs/00_tools.ipynb #c022
 def any_of(kinds:list, # schemas
            )->dict:
     "One schema that allows what any of them allows; an integer is a number already."
@@ -195,7 +194,7 @@ def any_of(kinds:list, # schemas
     if all(list(kind) == ["type"] and isinstance(kind["type"], str) for kind in kinds): return {"type": [kind["type"] for kind in kinds]}
     return {"anyOf": kinds}
 
-# %% ../nbs/00_tools.ipynb #c024
+# %% ../nbs/00_tools.ipynb #c023
 def literal_value(text:str, # a part of Python's `Literal[...]`
                   ):
     "A text, a number, True, False or None; a word without quotes is a text."
@@ -223,7 +222,7 @@ def clean_type(name:str, # a type as somebody wrote it, like `list[float]`
     if kind == "object" and len(inner) == 2 and (values := clean_type(inner[1])): return {"type": kind, "additionalProperties": values}
     return {} if kind == "any" else {"type": kind}
 
-# %% ../nbs/00_tools.ipynb #c025
+# %% ../nbs/00_tools.ipynb #c024
 PROSE_CHOICES = re.compile(r"\s*[:：]\s*[\[［【]([^\[\]［］【】]+)[\]］】]")
 NO_CHOICES = re.compile(r"(example|e\.g\.?|such as|for instance|format|like|例如|比如|示例|格式|如)\W*$", re.I)
 
@@ -236,7 +235,7 @@ def prose_enum(description:str, # may end in a list like `one of: ['ADD', 'DELET
     if len(values) < 2 or "" in values or all(re.fullmatch(r"[-+.\d]+", v) for v in values): return description, None
     return description[:match.start()] + description[match.end():], values
 
-# %% ../nbs/00_tools.ipynb #c028
+# %% ../nbs/00_tools.ipynb #c027
 def modern_field(field:dict, # the schema of one argument; changed in place
                  where:str, # how to name it in a message
                  repairs:list, # sentences are added here
@@ -263,7 +262,7 @@ def modern_field(field:dict, # the schema of one argument; changed in place
     if "$schema" in field and "2020-12" not in str(field["$schema"]):
         repairs.append(f"{where}: made for {field.pop('$schema')}; is 2020-12 now")
 
-# %% ../nbs/00_tools.ipynb #c029
+# %% ../nbs/00_tools.ipynb #c028
 def clean_types(field:dict, # the schema of one argument; changed in place
                 where:str, # how to name it in a message
                 repairs:list, # sentences are added here
@@ -284,7 +283,7 @@ def clean_types(field:dict, # the schema of one argument; changed in place
             field["enum"] = values
             repairs.append(f"{where}: permitted values {values} lifted out of the description")
 
-# %% ../nbs/00_tools.ipynb #c030
+# %% ../nbs/00_tools.ipynb #c029
 def text_field(text:str, # what somebody wrote in place of a schema
                )->dict:
     "A text in place of a schema is a type; if it is none and has several words, it describes a text."
@@ -293,7 +292,7 @@ def text_field(text:str, # what somebody wrote in place of a schema
         if not text.isascii() or len(text.split()) > 1: return {"type": "string", "description": text}
     return {"type": text}
 
-# %% ../nbs/00_tools.ipynb #c031
+# %% ../nbs/00_tools.ipynb #c030
 INSIDE = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties",
           "anyOf", "oneOf", "allOf", "prefixItems", "$defs", "definitions", "patternProperties", "dependentSchemas")
 
@@ -317,7 +316,7 @@ def clean_field(field, # the schema of one argument, in any state; `true` and `f
     if isinstance(field.get("properties"), list): field["properties"] = list_properties(field["properties"], where, repairs)
     return clean_object(field, where, repairs) if isinstance(field.get("properties"), dict) else field
 
-# %% ../nbs/00_tools.ipynb #c032
+# %% ../nbs/00_tools.ipynb #c031
 def clean_object(schema:dict, # an object schema with `properties`
                  where:str, # how to name it in a message
                  repairs:list, # sentences are added here
@@ -346,7 +345,7 @@ def clean_object(schema:dict, # an object schema with `properties`
     required = [name for name in required if name not in gone]
     return {**cleaned, "required": required} if required else cleaned
 
-# %% ../nbs/00_tools.ipynb #c034
+# %% ../nbs/00_tools.ipynb #c033
 def list_properties(fields:list, # of {"name": ..., "description": ..., ...}
                     where:str, # how to name it in a message
                     repairs:list, # sentences are added here
@@ -359,7 +358,7 @@ def list_properties(fields:list, # of {"name": ..., "description": ..., ...}
     repairs.append(f"{where}: the list of parameters became an object with properties")
     return {field["name"]: {"type": "string"} | {k: v for k, v in field.items() if k != "name"} for field in fields}
 
-# %% ../nbs/00_tools.ipynb #c035
+# %% ../nbs/00_tools.ipynb #c034
 def table_schema(table:dict, # {name: schema or type}
                  where:str, # how to name it in a message
                  repairs:list, # sentences are added here
@@ -372,7 +371,7 @@ def table_schema(table:dict, # {name: schema or type}
     if required: repairs.append(f"{where}: {', '.join(required)}: not marked 'optional', so required")
     return {"type": "object", "properties": table} | ({"required": required} if required else {})
 
-# %% ../nbs/00_tools.ipynb #c036
+# %% ../nbs/00_tools.ipynb #c035
 OBJECT_KEYWORDS = ("required", "additionalProperties", "patternProperties", "propertyNames", "unevaluatedProperties", "minProperties", "maxProperties", "dependentSchemas",
                    "dependentRequired", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "definitions")
 
@@ -394,7 +393,7 @@ def object_schema(parameters, # None, a list of {"name": ...}, a table {name: sc
     if schema.get("type") != "object": raise UserError(f"{where}: the type must be 'object', not {parameters['type']!r}.")
     return schema
 
-# %% ../nbs/00_tools.ipynb #c037
+# %% ../nbs/00_tools.ipynb #c036
 def references(schema)->list:
     "Every `$ref` in a schema."
     if isinstance(schema, list): return [found for part in schema for found in references(part)]
@@ -402,7 +401,7 @@ def references(schema)->list:
     own = [schema["$ref"]] if isinstance(schema.get("$ref"), str) else []
     return own + [found for key, part in schema.items() if key not in ("enum", "const", "default", "examples") for found in references(part)]
 
-# %% ../nbs/00_tools.ipynb #c038
+# %% ../nbs/00_tools.ipynb #c037
 def pattern_size(part, # of a regular expression, as `re` parses it
                  )->int:
     "How many pieces it has when what must be repeated is written out."
@@ -450,7 +449,7 @@ def check_schema(schema_text:str, # the parameters of a tool as JSON text, so th
         raise UserError(f"{where}: {target[:100]!r} is no place in the schema. References elsewhere are never fetched: write what it stands for in its place.") from None
     except RecursionError: raise UserError(f"{where}: the schema is nested too deep to be checked. Make it flatter.") from None
 
-# %% ../nbs/00_tools.ipynb #c039
+# %% ../nbs/00_tools.ipynb #c038
 def clean_tool(tool, # a function, or a dict in any of the usual shapes, or its JSON text
                repairs:list, # sentences are added here
                )->dict:
@@ -472,7 +471,7 @@ def clean_tool(tool, # a function, or a dict in any of the usual shapes, or its 
     check_schema(dump_json(schema), f"{name}.parameters")
     return {"type": "function", "function": {"name": name, "description": str(inner.get("description") or ""), "parameters": schema}}
 
-# %% ../nbs/00_tools.ipynb #c040
+# %% ../nbs/00_tools.ipynb #c039
 def tool_list(tools, # a list, an object that holds one, or the JSON text of either, as ShareGPT files have it
               )->list:
     "The tools in a list, one by one. Raises `UserError` if there is none to be found."
@@ -483,7 +482,7 @@ def tool_list(tools, # a list, an object that holds one, or the JSON text of eit
     if not isinstance(tools, (list, tuple)): raise UserError(f"tools must be a list, not {str(tools)[:60]!r}.")
     return list(tools)
 
-# %% ../nbs/00_tools.ipynb #c041
+# %% ../nbs/00_tools.ipynb #c040
 def clean_tools(tools, # functions, OpenAI tools with or without the wrapper, loose lists, a JSON text of them
                 )->tuple: # (list of OpenAI schemas, list of sentences saying what was repaired, one for each place)
     "Clean OpenAI schemas of any list of tools. Raises `UserError` for a tool that cannot be repaired or two of one name."
@@ -494,7 +493,7 @@ def clean_tools(tools, # functions, OpenAI tools with or without the wrapper, lo
     if len(set(names)) < len(names): raise UserError(f"two tools have the name {max(names, key=names.count)!r}. Rename one.")
     return cleaned, [f"{place}: {'; '.join(what)}" for place, what in said.items()]
 
-# %% ../nbs/00_tools.ipynb #c044
+# %% ../nbs/00_tools.ipynb #c043
 def mcp_servers(source, # an address, a command as a list, {"command": ..., "args": [...]}, {"url": ...}, {"mcpServers": {name: ...}}, or a JSON file of these
                 )->list: # of {"command", "args", ...} or {"url", ...}
     "The MCP servers that a description names. Raises `UserError` if it is none."
@@ -509,7 +508,7 @@ def mcp_servers(source, # an address, a command as a list, {"command": ..., "arg
         if server.get("type") == "sse": raise UserError(f"{where}MCP server {name!r}: the transport 'sse' was replaced by streamable HTTP. Use the server's address for that; it often ends in /mcp.")
     return [{**server, "args": [str(word) for word in server.get("args", [])]} for server in servers.values()]
 
-# %% ../nbs/00_tools.ipynb #c045
+# %% ../nbs/00_tools.ipynb #c044
 def mcp_session(server:dict, # {"command", "args", "env", "cwd"} or {"url", "headers"}
                 log, # a file for what the server prints
                 seconds:float, # to wait for the connection, and for each answer
@@ -533,7 +532,7 @@ def mcp_session(server:dict, # {"command", "args", "env", "cwd"} or {"url", "hea
         if scope.cancelled_caught: raise TimeoutError(f"no answer within {seconds} seconds")
     return session()
 
-# %% ../nbs/00_tools.ipynb #c046
+# %% ../nbs/00_tools.ipynb #c045
 def mcp_trouble(server:dict, # that could not be reached
                 error:BaseException, # what the SDK raised
                 log, # the file with what the server printed
@@ -548,7 +547,7 @@ def mcp_trouble(server:dict, # that could not be reached
     command = " ".join([server["command"], *server.get("args", [])])
     return UserError(f"MCP server `{command}`: {reason}. Run the command in a terminal: it must start and wait for input.")
 
-# %% ../nbs/00_tools.ipynb #c047
+# %% ../nbs/00_tools.ipynb #c046
 @contextmanager
 def mcp_connection(server:dict, # one of `mcp_servers`
                    seconds:float, # to wait for an answer
@@ -571,7 +570,7 @@ def mcp_connection(server:dict, # one of `mcp_servers`
         except Exception as error: raise mcp_trouble(server, error, log) from None
         yield ask, tools
 
-# %% ../nbs/00_tools.ipynb #c048
+# %% ../nbs/00_tools.ipynb #c047
 def result_text(result, # a `CallToolResult` of the SDK
                 )->str:
     "What the model reads of a result: its texts, JSON in our own bytes, a name for what is no text; a failure begins with `Error: `."
@@ -584,7 +583,7 @@ def result_text(result, # a `CallToolResult` of the SDK
     if not result.content and result.structured_content is not None: text = dump_json(result.structured_content)
     return f"Error: {text}" if result.is_error else text
 
-# %% ../nbs/00_tools.ipynb #c049
+# %% ../nbs/00_tools.ipynb #c048
 def mcp_name(name:str, # of a tool, as its server says it
              )->str:
     "The name under which a model calls it: MCP allowed `files/read` for a while, the names of OpenAI's API have no `/` and at most 64 characters."
@@ -605,7 +604,7 @@ def mcp_tools(source, # an address, a command as a list, a description or a file
                 tools, said = tools + cleaned, said + repaired + [f"{name}: the server's name for it is {tool.name!r}"] * (name != tool.name)
     return clean_tools(tools)[0], said
 
-# %% ../nbs/00_tools.ipynb #c050
+# %% ../nbs/00_tools.ipynb #c049
 @contextmanager
 def mcp_functions(source, # an address, a command as a list, a description or a file of it: see `mcp_servers`
                   seconds:float=30, # to wait for an answer
@@ -619,7 +618,7 @@ def mcp_functions(source, # an address, a command as a list, a description or a 
             functions |= {mcp_name(tool.name): caller(tool.name) for tool in tools}
         yield functions
 
-# %% ../nbs/00_tools.ipynb #c053
+# %% ../nbs/00_tools.ipynb #c052
 def error_line(path:str, # of a Python file
                error:Exception, # that came out of it
                )->str: # as in ", line 3"; empty if no line of the file is to blame
@@ -642,7 +641,7 @@ def read_functions(path, # the user's own .py file
     found = inspect.getmembers(module, inspect.isfunction)
     return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
 
-# %% ../nbs/00_tools.ipynb #c054
+# %% ../nbs/00_tools.ipynb #c053
 def name_line(path, # a file that was read
               message:str, # may begin with a name, as in `get_weather.parameters: ...`
               )->str: # as in ", line 3"; empty if the name does not stand in the file
@@ -651,7 +650,7 @@ def name_line(path, # a file that was read
     place = head and re.search(rf'"name"\s*:\s*"{re.escape(head[1])}"', text)
     return f", line {text.count(chr(10), 0, place.end()) + 1}" if place else ""
 
-# %% ../nbs/00_tools.ipynb #c055
+# %% ../nbs/00_tools.ipynb #c054
 def read_tools(path, # a JSON file of tools, a .py file of functions, an MCP server's address or a JSON file that describes MCP servers
                repairs:list=None, # sentences saying what was repaired are added here
                )->list:
@@ -665,7 +664,7 @@ def read_tools(path, # a JSON file of tools, a .py file of functions, an MCP ser
     if repairs is not None: repairs += said
     return cleaned
 
-# %% ../nbs/00_tools.ipynb #c058
+# %% ../nbs/00_tools.ipynb #c057
 FORMAT_EXAMPLES = {"date": "2026-11-21", "email": "ann@example.com", "ipv4": "127.0.0.1", "ipv6": "::1", "uuid": "123e4567-e89b-12d3-a456-426614174000"}
 
 def pattern_fits(pattern:str, text:str)->bool:
@@ -692,7 +691,7 @@ def keys_inside(value)->set:
     children = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
     return {*(value if isinstance(value, dict) else ()), *(key for child in children for key in keys_inside(child))}
 
-# %% ../nbs/00_tools.ipynb #c059
+# %% ../nbs/00_tools.ipynb #c058
 @lru_cache(maxsize=1024)
 def schema_validator(schema_text:str, # the parameters of a tool as JSON text, so that they can be remembered
                      keys:tuple=(), # of the arguments, for `patternProperties`
@@ -712,7 +711,7 @@ def schema_validator(schema_text:str, # the parameters of a tool as JSON text, s
     guarded = validators.extend(Draft202012Validator, {"pattern": timed, "$ref": counted})
     return guarded(resolve_patterns(schema, keys), registry=Registry(), format_checker=FormatChecker(FORMAT_EXAMPLES)), left
 
-# %% ../nbs/00_tools.ipynb #c060
+# %% ../nbs/00_tools.ipynb #c059
 def nearest(word, # what somebody wrote
             words, # what exists
             )->str:
@@ -720,7 +719,7 @@ def nearest(word, # what somebody wrote
     close = difflib.get_close_matches(str(word), [str(w) for w in words], 1)
     return f" Did you mean {close[0]!r}?" if close else f" There is: {', '.join(map(str, words)) or 'nothing'}."
 
-# %% ../nbs/00_tools.ipynb #c061
+# %% ../nbs/00_tools.ipynb #c060
 ALLOWED = {"const": "must be {limit}", "enum": "must be one of {limit}", "minimum": "must be at least {limit}", "maximum": "must be at most {limit}",
            "exclusiveMinimum": "must be more than {limit}", "exclusiveMaximum": "must be less than {limit}", "multipleOf": "must be a multiple of {limit}",
            "minLength": "must have at least {limit} character(s)", "maxLength": "must have at most {limit} character(s)", "pattern": "must match the pattern {limit}",
@@ -740,7 +739,7 @@ def allowed(error, # a `ValidationError` of jsonschema
     if error.validator in ALLOWED: return ALLOWED[error.validator].format(limit=limit if error.validator == "pattern" else dump_json(limit)[:200])
     return error.message[:200]
 
-# %% ../nbs/00_tools.ipynb #c062
+# %% ../nbs/00_tools.ipynb #c061
 LARGE_NUMBER = " Numbers from 2**53 on are kept as text, because servers change them. If it is meant as a number, make this argument a string in the tool's schema."
 
 def complaints(error, # a `ValidationError` of jsonschema
@@ -758,7 +757,7 @@ def complaints(error, # a `ValidationError` of jsonschema
     if error.validator in ("type", "anyOf", "oneOf") and isinstance(value, str) and re.fullmatch(r"-?\d{16,}", value): hint = LARGE_NUMBER
     return [f"{where}: {allowed(error)}, got {shown if len(shown) <= 80 else shown[:80] + '…'}" + (f".{hint}" if "mean" in hint else "")]
 
-# %% ../nbs/00_tools.ipynb #c063
+# %% ../nbs/00_tools.ipynb #c062
 def check_call(call, # {"name": str, "arguments": dict}, or whatever a model made of it
                tools:list, # OpenAI schemas
                )->list: # empty if the call fits, else sentences
@@ -775,7 +774,7 @@ def check_call(call, # {"name": str, "arguments": dict}, or whatever a model mad
         return sorted({sentence for error in errors for sentence in complaints(error, call["name"])})
     except Exception as error: return [f"{call['name']}: its schema cannot be used: {type(error).__name__}: {str(error)[:200]}"]
 
-# %% ../nbs/00_tools.ipynb #c066
+# %% ../nbs/00_tools.ipynb #c065
 JOINER = re.compile("(?<=[<\\[])\u2060")
 
 def as_typed(arguments:dict, # of a call, as a model wrote them
@@ -799,7 +798,7 @@ def read_block(text:str, # what follows an opening <tool_call>
     except (ValueError, RecursionError) as error:
         return None, f"tool call not readable: {error}", text.partition("</tool_call>")[2]
 
-# %% ../nbs/00_tools.ipynb #c067
+# %% ../nbs/00_tools.ipynb #c066
 STOP_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 def drop_stops(text:str, # what a model generated
