@@ -368,3 +368,19 @@ def test_tools_whose_names_begin_alike_stay_two_in_the_picture():
     axes = check_chart(splits, []).axes[0]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert len(labels) == 3 and all(len(label) <= 28 for label in labels) and len(axes.collections[1].get_offsets()) == 3
+
+
+def test_the_order_of_llama_servers_grammar_is_told_at_any_depth():
+    "Required ones first, also inside: there rows are sorted, and the two can differ."
+    tools, _ = clean_tools([{"name": "send", "parameters": {"type": "object", "properties": {"to": {"type": "array", "items": {"type": "object", "required": ["city"], "properties": {"at": {"type": "string"}, "city": {"type": "string"}}}}}}}])
+    row = lambda place: {"messages": [{"role": "user", "content": "x y"}, call_message([{"name": "send", "arguments": {"to": [place]}}])], "tools": tools}
+    told = lambda place: [found["text"] for found in check_examples({"train": [row(place)]}) if found["kind"] == "argument order"]
+    assert told({"city": "x"}) == [] and told({"at": "y", "city": "x"}) == ["send: 1 of 1 calls, such as at, city; the grammar wants city, at"]
+
+
+def test_a_row_in_another_form_than_servers_get_is_told():
+    tools, _ = clean_tools([{"name": "go", "parameters": {"type": "object", "properties": {"x": {}}}}])
+    row = lambda content, value: {"messages": [{"role": "user", "content": "u"}, {**call_message([{"name": "go", "arguments": {"x": value}}]), "content": content}], "tools": tools}
+    told = lambda content, value: [found["kind"] for found in check_examples({"train": [row(content, value)]})].count("other form")
+    assert [told("", value) for value in (2**53 - 1, 10**18, 0.5, {"a": 1, "b": 2}, "2")] == [0] * 5
+    assert [told("", value) for value in (2**53 + 1, 2**63, 0.1 + 0.2, 1.0, {"b": 1, "a": 2}, "e\u0301")] == [1] * 6 and told(" a", 1) == 1

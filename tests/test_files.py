@@ -347,7 +347,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 # --- Writing -----------------------------------------------------------------------------------------------------------------
 
 EXAMPLES = [{"messages": [{"role": "user", "content": f"查 \"{i}\"\n<|im_end|>\u2028"}, call_message([{"name": name, "arguments": arguments}])], "tools": [], **group}
-            for i, (name, arguments, group) in enumerate([("a", {"x": None}, {}), ("b", {"y": 10 ** 30, "x": 1.5}, {"group": "one"}), ("c", {}, {}), ("a", {"deep": [{"k": []}, {"l": {}}]}, {})])]
+            for i, (name, arguments, group) in enumerate([("a", {"x": None}, {}), ("b", {"y": 1e30, "x": 1.5}, {"group": "one"}), ("c", {}, {}), ("a", {"deep": [{"k": []}, {"l": {}}]}, {})])]
 for example in EXAMPLES: example["tools"], _ = clean_tools([{"name": call["function"]["name"], "parameters": {key: {} for key in call["function"]["arguments"]}} for call in example["messages"][1]["tool_calls"]])
 
 

@@ -13,7 +13,7 @@ from toolcall_ft import generate
 from toolcall_ft.generate import (CUT_OFF, chat_with_tools, choose_engine, compile_grammar, generate_answers, grammar_accepts, literal,
                                   run_calls, tool_grammar, transformers_answerer, vocabulary_bytes)
 from toolcall_ft.template import encode_example, load_tokenizer, model_path
-from toolcall_ft.tools import UserError, check_call, dump_json, parse_calls
+from toolcall_ft.tools import UserError, canonical_messages, check_call, clean_tools, dump_json, parse_calls
 
 ENGINES = ("xgrammar", "transformers-cfg")
 
@@ -38,6 +38,16 @@ def accepts_value(schema, value):
 
 def call_text(name, arguments):
     return f"<tool_call>\n{dump_json({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+def test_what_is_trained_is_in_the_grammar():
+    "Keys inside of an argument are sorted in rows (`canonical_messages`), and in clean schemas, so that no grammar forces a model off what it learnt."
+    send = tool("send", {"to": {"type": "object", "required": ["street", "city"], "properties": {"street": {"type": "string"}, "city": {"type": "string"}, "at": {"items": {"properties": {"z": {"type": "integer"}, "a": {"type": "number"}}}}}},
+                         "kind": {"enum": [{"z": 1, "a": 0.5}]}, "by": {"$ref": "#/$defs/Way"}}, ["to"], **{"$defs": {"Way": {"type": "object", "properties": {"way": {"type": "string"}, "cost": {"type": "number"}}}}})
+    arguments = {"to": {"street": "s", "city": "c", "at": [{"z": 1, "a": 1e18}]}, "kind": {"z": 1, "a": 0.5}, "by": {"way": "w", "cost": 0.1 + 0.2}}
+    made = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "send", "arguments": arguments}}]}])[0]["tool_calls"][0]["function"]
+    cleaned, _ = clean_tools([send])
+    assert grammar_accepts(tool_grammar(cleaned), call_text("send", made["arguments"])) and not check_call(made, cleaned) and not grammar_accepts(tool_grammar([send]), call_text("send", made["arguments"]))
 
 
 @pytest.fixture(scope="module")

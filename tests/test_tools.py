@@ -454,17 +454,46 @@ def test_canonical_messages_stay_and_say_the_same(value, words):
         if isinstance(old, dict): return list(new) == sorted(new) and len(old) == len(new) and all(same(old[key], new[key] if key in new else new[unicodedata.normalize("NFC", key)]) for key in old)
         if isinstance(old, list): return len(old) == len(new) and all(map(same, old, new))
         if isinstance(old, (int, float)) and not isinstance(old, bool) and abs(old) >= 2**53 and isinstance(new, str): return int(new) == int(old)
+        if isinstance(old, int) and isinstance(new, float): return abs(old) >= 10**21 and float(old) == new
         if isinstance(old, float): return new == old or abs(new - old) <= 1e-14 * abs(old)
         return new == (unicodedata.normalize("NFC", old) if isinstance(old, str) else old)
     arguments = once[0]["tool_calls"][0]["function"]["arguments"]
     assert list(arguments) == ["b", "a"] and same(value, arguments["b"]) and once[0]["content"] == unicodedata.normalize("NFC", words).lstrip()
 
 
-@pytest.mark.parametrize("value, sent", [(2**53 - 1, 2**53 - 1), (2**53, "9007199254740992"), (-2**53, "-9007199254740992"), (10**25, "1" + "0" * 25), (1e16, "10000000000000000"), (-1e20, "-1" + "0" * 20), (1e21, 1e21),
-                                         (0.1 + 0.2, 0.3), (1.7976931348623157e308, 1.7976931348623157e308), (5e-324, 5e-324), (0.9999999999999999, 1), (True, True), (False, False)])
+@pytest.mark.parametrize("value, sent", [(2**53 - 1, 2**53 - 1), (2**53, "9007199254740992"), (-2**53, "-9007199254740992"), (10**25, 1e25), (10**25 + 1, "1" + "0" * 24 + "1"), (1e16, 10**16), (-10**18, -10**18), (2**60, "1152921504606846976"),
+                                         (9.1234567890123456e17, "912345678901234560"), (-1e20, "-1" + "0" * 20), (10**19, "1" + "0" * 19), (1e21, 1e21), (10**400, "1" + "0" * 400), (6.02214076e23, 6.02214076e23),
+                                         (0.1 + 0.2, 0.3), (0.9999999999999999, 1), (True, True), (False, False)])
 def test_numbers_as_every_server_shows_them(value, sent):
     message = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": [value]}}}]}
     assert dump_json(canonical_messages([message])[0]["tool_calls"][0]["function"]["arguments"]["x"][0]) == dump_json(sent)
+
+
+def test_numbers_at_the_ends_of_what_a_float_holds_stay():
+    for value in (1.7976931348623157e308, 5e-324, 10**308, -10**309): assert canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": value}}}]}])
+
+
+def test_calls_in_openais_shape_become_ours():
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"x": {"b": 1.0, "a": 2}}'}}
+    tidy = {"type": "function", "function": {"name": "f", "arguments": {"x": {"a": 2, "b": 1}}}}
+    none = {"name": "f", "arguments": None}
+    said = canonical_messages(({"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [call, none]}, {"role": "assistant", "tool_calls": None}))
+    assert dump_json(said[1]["tool_calls"]) == dump_json([tidy, {"type": "function", "function": {"name": "f", "arguments": {}}}]) and said[1]["content"] is None
+    for wrong in ("{", "[1]", 5):
+        with pytest.raises(UserError, match="arguments of a call of f"): canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": wrong}}]}])
+
+
+NESTED = {"name": "send", "parameters": {"type": "object", "required": ["to"], "properties": {
+    "to": {"type": "object", "required": ["street", "city"], "properties": {"street": {"type": "string"}, "city": {"type": "string"}, "at": {"type": "array", "items": {"properties": {"z": {"type": "integer"}, "a": {"type": "number"}}}}}},
+    "kind": {"enum": [{"z": 1, "a": 0.30000000000000004}, "x"]}}}}
+
+
+def test_what_is_inside_of_an_argument_is_named_in_the_order_of_calls():
+    "So that a row, its schema and a grammar that is made of it agree. The arguments themselves keep the order in which they are written."
+    (tool,), repairs = clean_tools([NESTED])
+    fields = tool["function"]["parameters"]["properties"]
+    assert list(fields) == ["to", "kind"] and list(fields["to"]["properties"]) == ["at", "city", "street"] and list(fields["to"]["properties"]["at"]["items"]["properties"]) == ["a", "z"]
+    assert dump_json(fields["kind"]["enum"]) == '[{"a": 0.3, "z": 1}, "x"]' and any("order of the alphabet" in repair for repair in repairs) and clean_tools([tool]) == ([tool], [])
 
 
 def test_keys_that_only_look_alike_stay_two():

@@ -6,11 +6,12 @@
 __all__ = ['KINDS', 'SEVERITIES', 'ENOUGH', 'FEW_PLAIN', 'DOMINANT', 'FOLLOWERS', 'NUMBER_WORDS', 'HANZI', 'SCALES', 'CALL_MARKS',
            'LOOK_ALIKES', 'ROW_CHECKS', 'SET_CHECKS', 'COLOURS', 'SPLIT_COLOURS', 'place', 'finding', 'call_problem',
            'message_problem', 'tool_problem', 'example_problem', 'order_problems', 'result_problems', 'letters',
-           'hanzi_number', 'said_numbers', 'open_numbers', 'any_between', 'is_said', 'call_problems', 'invented_values',
-           'look_alikes', 'digest', 'calls_made', 'loose_key', 'repeated_rows', 'leak_keys', 'leaked_rows',
-           'tool_balance', 'is_plain', 'plain_share', 'argument_order', 'argument_use', 'schema_use', 'usable_rows',
-           'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind', 'check_table', 'draw_balance',
-           'draw_findings', 'draw_lengths', 'check_chart', 'write_figure', 'write_report', 'strict_error']
+           'hanzi_number', 'said_numbers', 'open_numbers', 'any_between', 'is_said', 'form_problems', 'call_problems',
+           'invented_values', 'look_alikes', 'digest', 'calls_made', 'loose_key', 'repeated_rows', 'leak_keys',
+           'leaked_rows', 'tool_balance', 'is_plain', 'plain_share', 'turned_keys', 'argument_order', 'argument_use',
+           'schema_use', 'usable_rows', 'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind',
+           'check_table', 'draw_balance', 'draw_findings', 'draw_lengths', 'check_chart', 'write_figure',
+           'write_report', 'strict_error']
 
 # %% ../nbs/01b_checks.ipynb #c002
 import json
@@ -25,7 +26,7 @@ from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from .data import count_tools, disk_errors, open_values, phrasing, write_jsonl, write_text
-from .tools import UserError, check_call, check_value, clean_tools, dump_json
+from .tools import UserError, canonical_messages, check_call, check_value, clean_tools, dump_json
 
 # %% ../nbs/01b_checks.ipynb #c005
 KINDS = {
@@ -45,6 +46,7 @@ KINDS = {
     "leaked value": ("warning", "the same open value is an argument in an earlier split: the test is easier than real use"),
     "role order": ("warning", "the turns are in an order that some chat templates refuse"),
     "late system": ("warning", "a system message that is not at the start; some chat templates refuse it"),
+    "other form": ("warning", "not in the form that our clients send (`tools.canonical_messages`), so a server shows the model other tokens than training; `data.read_examples` brings it about"),
     "call as text": ("warning", "the assistant's text holds the marks of a call that was never read as one"),
     "duplicate": ("warning", "the same row stands in its split twice and counts twice"),
     "untrained tool": ("warning", "a tool that is called outside training and never in it"),
@@ -205,6 +207,14 @@ def is_said(number, said:list, # numbers, sorted
     return any(any_between(said, low / scale, high / scale) or any_between(said, low * scale, high * scale) for scale in SCALES) or any_between(said, low - 12, min(high - 12, 12))
 
 # %% ../nbs/01b_checks.ipynb #c021
+def form_problems(example:dict):
+    "Yields at most one (kind, text): the first turn that `canonical_messages` would write otherwise."
+    said = lambda message: dump_json([message["content"], *(call["function"]["arguments"] for call in message.get("tool_calls", []))])
+    for message, same in zip(example["messages"], canonical_messages(example["messages"])):
+        if said(message) != said(same) and (message["content"].strip() or message.get("tool_calls")): # a turn that says nothing is a matter of its own
+            yield "other form", f"a turn of the {message['role']}: {said(message)[:80]}"
+            return
+
 def call_problems(example:dict):
     "Yields (kind, text): calls of tools that are not offered, or with arguments that do not fit."
     for message in example["messages"]:
@@ -327,11 +337,19 @@ def plain_share(rows:dict):
     if plain < FEW_PLAIN * offering: yield "few plain answers", split, None, f"{plain} of {offering} rows of {split} that offer tools make no call"
 
 # %% ../nbs/01b_checks.ipynb #c041
+def turned_keys(schema, value):
+    "Yields (keys, the order that llama-server's grammar wants) for each object in a value where the two differ: required ones first, then as in the schema."
+    if isinstance(value, list) and isinstance(schema, dict): yield from (turned for item in value for turned in turned_keys(schema.get("items"), item))
+    fields = schema.get("properties") if isinstance(schema, dict) and isinstance(value, dict) else None
+    order = {key: (key not in schema.get("required", []), number) for number, key in enumerate(fields or {})}
+    keys = [key for key in value if key in order] if order else []
+    if keys != sorted(keys, key=order.get): yield keys, sorted(keys, key=order.get)
+    for key in keys: yield from turned_keys(fields[key], value[key])
+
 def argument_order(name:str, schema:dict, calls:list): # as in `argument_use`
-    "Yields at most one (kind, text): calls whose arguments do not come in the order of llama-server's grammar."
-    order = {key: (key not in schema.get("required", []), number) for number, key in enumerate(schema.get("properties", {}))}
-    turned = [known for known in ([key for key in arguments if key in order] for arguments in calls) if known != sorted(known, key=order.get)]
-    if turned: yield "argument order", f"{name}: {len(turned)} of {len(calls)} calls, such as {', '.join(turned[0])}; the grammar wants {', '.join(sorted(turned[0], key=order.get))}"
+    "Yields at most one (kind, text): calls whose arguments do not come in the order of llama-server's grammar, at any depth."
+    turned = [first for first in (next(turned_keys(schema, arguments), None) for arguments in calls) if first]
+    if turned: yield "argument order", f"{name}: {len(turned)} of {len(calls)} calls, such as {', '.join(turned[0][0])}; the grammar wants {', '.join(turned[0][1])}"
 
 def argument_use(name:str, # of a tool
                  schema:dict, # its parameters
@@ -365,7 +383,7 @@ def schema_use(rows:dict):
         yield from ((kind, split, None, said) for kind, said in [*argument_order(*asked), *(argument_use(*asked) if len(arguments) >= ENOUGH else [])])
 
 # %% ../nbs/01b_checks.ipynb #c045
-ROW_CHECKS = (order_problems, result_problems, call_problems, invented_values, look_alikes)
+ROW_CHECKS = (order_problems, result_problems, form_problems, call_problems, invented_values, look_alikes)
 SET_CHECKS = (repeated_rows, leaked_rows, tool_balance, plain_share, schema_use)
 
 def usable_rows(splits:dict, sources:dict={}, # {name: [example]}; as in check_examples

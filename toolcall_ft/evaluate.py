@@ -15,7 +15,7 @@ import statistics
 from collections import Counter
 
 from .generate import CUT_OFF
-from .tools import UserError, check_call, dump_json
+from .tools import UserError, canonical_number, check_call, dump_json
 
 # %% ../nbs/05_evaluate.ipynb #c008
 def to_requests(examples:list, # {"messages", "tools"}, each ending in the assistant's turn
@@ -38,6 +38,7 @@ def same_value(one, other)->bool:
         return one.keys() == other.keys() and all(same_value(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same_value, one, other))
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)): return canonical_number(one) == canonical_number(other)  # 15 digits, as in training
     return one == other
 
 # %% ../nbs/05_evaluate.ipynb #c014

@@ -355,7 +355,8 @@ def generate_answers(model, tokenizer, requests:list, # {"messages", "tools"}
                      thinking:bool=None, # as the model was trained: on, off, or as its template does by itself
                      )->list: # {"content", "calls", "errors", "text", "seconds"}, in the order of the requests
     "Ask a model, in batches; the answers are parsed into content, calls and errors."
-    prompts, answers = [encode_prompt(request, tokenizer, thinking) for request in requests], [None] * len(requests)
+    prompts = [encode_prompt({**request, "messages": canonical_messages(request["messages"])}, tokenizer, thinking) for request in requests]  # as in training
+    answers = [None] * len(requests)
     for batch in tqdm(make_batches(requests, list(map(len, prompts)), batch_size), unit="batch", leave=False, disable=None):  # None: shown in a terminal only
         start = time.perf_counter()
         grammar = tool_grammar(requests[batch[0]].get("tools") or [], required) if constrained else None
@@ -424,7 +425,7 @@ def chat_with_tools(answerer, # list of requests -> list of answers
     "Ask, run the calls, tell the results, and ask again until the model answers without a call. `messages` is left as it was."
     messages = list(messages)
     for _ in range(rounds):
-        answer = answerer([{"messages": canonical_messages(messages), "tools": tools}])[0]  # as in the rows of training
+        answer = answerer([{"messages": messages, "tools": tools}])[0]
         calls = [{"type": "function", "function": call} for call in answer["calls"]]
         content = answer["content"] if calls else answer["content"] or answer["text"]
         messages.append({"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {}))

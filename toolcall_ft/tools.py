@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['JSON_DECODER', 'ANNOTATIONS', 'JSON_TYPES', 'OTHER_NAMES', 'ENUM_TYPE', 'TYPE_NAMES', 'PROSE_CHOICES', 'NO_CHOICES',
-           'INSIDE', 'OBJECT_KEYWORDS', 'FORMAT_EXAMPLES', 'ALLOWED', 'LARGE_NUMBER', 'JOINER', 'STOP_TOKENS',
-           'UserError', 'unique_keys', 'refuse_constant', 'check_value', 'parse_json', 'read_text', 'read_json',
-           'dump_json', 'canonical', 'canonical_argument', 'canonical_messages', 'tool_schema', 'allow_null',
-           'split_type', 'any_of', 'literal_value', 'clean_type', 'prose_enum', 'modern_field', 'clean_types',
-           'text_field', 'clean_field', 'clean_object', 'list_properties', 'table_schema', 'object_schema',
-           'references', 'pattern_size', 'compile_pattern', 'is_pattern', 'check_schema', 'clean_tool', 'tool_list',
-           'clean_tools', 'mcp_servers', 'mcp_session', 'mcp_trouble', 'mcp_connection', 'result_text', 'mcp_name',
-           'mcp_tools', 'mcp_functions', 'error_line', 'read_functions', 'name_line', 'read_tools', 'pattern_fits',
-           'resolve_patterns', 'keys_inside', 'schema_validator', 'nearest', 'allowed', 'complaints', 'check_call',
-           'as_typed', 'read_block', 'drop_stops', 'parse_calls']
+           'INSIDE', 'OBJECT_KEYWORDS', 'FORMAT_EXAMPLES', 'ALLOWED', 'JOINER', 'STOP_TOKENS', 'UserError',
+           'unique_keys', 'refuse_constant', 'check_value', 'parse_json', 'read_text', 'read_json', 'dump_json',
+           'canonical', 'canonical_number', 'canonical_argument', 'tidy_call', 'canonical_messages', 'tool_schema',
+           'allow_null', 'split_type', 'any_of', 'literal_value', 'clean_type', 'prose_enum', 'modern_field',
+           'clean_types', 'text_field', 'clean_field', 'clean_schema', 'order_fields', 'clean_object',
+           'list_properties', 'table_schema', 'object_schema', 'references', 'pattern_size', 'compile_pattern',
+           'is_pattern', 'check_schema', 'clean_tool', 'tool_list', 'clean_tools', 'mcp_servers', 'mcp_session',
+           'mcp_trouble', 'mcp_connection', 'result_text', 'mcp_name', 'mcp_tools', 'mcp_functions', 'error_line',
+           'read_functions', 'name_line', 'read_tools', 'pattern_fits', 'resolve_patterns', 'keys_inside',
+           'schema_validator', 'nearest', 'allowed', 'complaints', 'check_call', 'as_typed', 'read_block', 'drop_stops',
+           'parse_calls']
 
 # %% ../nbs/00_tools.ipynb #c002
 import ast
@@ -110,7 +111,7 @@ def canonical(value, # anything JSON can hold
               ): # the same in the spelling that all servers agree on
     "Texts and keys in Unicode's NFC, whole numbers without a point (those that a float holds exactly, below 2**53)."
     if isinstance(value, str): return unicodedata.normalize("NFC", value)
-    if isinstance(value, list): return [canonical(item) for item in value]
+    if isinstance(value, (list, tuple)): return [canonical(item) for item in value]
     if isinstance(value, float): return int(value) if value.is_integer() and abs(value) < 2**53 else value
     if not isinstance(value, dict): return value
     keys = {key: canonical(key) for key in value}
@@ -118,25 +119,45 @@ def canonical(value, # anything JSON can hold
     return {keys[key]: canonical(item) for key, item in value.items()}
 
 # %% ../nbs/00_tools.ipynb #c013
-def canonical_argument(value, # of a call
+def canonical_number(value, # whole or not
+                    ): # the same as every server shows it
+    "A number as it is, if it has up to 15 digits; a longer fraction rounded to 15, a longer whole number from 2**53 on as text, and so what llama.cpp has no place for (2**63 to 1e21)."
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e21):
+        short = float(f"{value:.15g}")
+        return canonical(short if math.isfinite(short) else value)
+    whole, size = int(value), abs(int(value))
+    if size < 2**53: return whole
+    if len(str(size).rstrip("0")) > 15 or not (size < 2**63 or 10**21 <= size < 10**308): return str(whole)
+    return whole if size < 2**63 else float(whole) # from 1e21 on every program writes an exponent
+
+def canonical_argument(value, # of a call, or a value in a schema
                       ): # the same as every server hands it on
-    "What is nested with its keys sorted; whole numbers from 2**53 on as text (but floats from 1e21 on, which have an exponent everywhere); fractions with the 15 digits that every program keeps."
+    "Keys sorted, numbers as in `canonical_number`."
     if isinstance(value, list): return [canonical_argument(item) for item in value]
     if isinstance(value, dict): return {key: canonical_argument(value[key]) for key in sorted(value)}
-    if isinstance(value, int): return str(value) if abs(value) >= 2**53 else value
-    if not isinstance(value, float): return value
-    short = float(f"{value:.15g}")
-    return str(int(value)) if 2**53 <= abs(value) < 1e21 else canonical(short if math.isfinite(short) else value)
+    return canonical_number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
-def canonical_messages(messages:list, # as in an example: `arguments` are objects
+def tidy_call(call:dict, # with the arguments as an object or as JSON text
+              )->dict: # with the arguments as an object
+    "A tool call in the shape that chat templates take; `UserError` when the arguments are no object in strict JSON"
+    function = call.get("function", call)
+    given = arguments = function.get("arguments")
+    if isinstance(given, str):
+        try: arguments = parse_json(given or "{}")
+        except ValueError as error: raise UserError(f"the arguments of a call of {function.get('name')} are no JSON ({error}): {given!r}") from error
+    if arguments is None: arguments = {}
+    if not isinstance(arguments, dict): raise UserError(f"the arguments of a call of {function.get('name')} are no object of names and values: {given!r}")
+    return {"type": "function", "function": {**function, "arguments": arguments}}
+
+def canonical_messages(messages:list, # of a conversation
                       )->list: # the same conversation
-    "Messages in the one form that every server makes the same prompt of: `canonical`, arguments by `canonical_argument`, no white space before the assistant's words. The input is not changed."
-    messages = canonical(messages)
-    for message in messages:
+    "Messages in the one form that every server makes the same prompt of: `canonical`, the value of each argument by `canonical_argument`, no white space before the assistant's words. The input is not changed."
+    tidy = canonical([{**message, "tool_calls": [tidy_call(call) for call in message["tool_calls"]]} if message.get("tool_calls") else message for message in messages])
+    for message in tidy:
         if message["role"] == "assistant" and isinstance(message.get("content"), str): message["content"] = message["content"].lstrip()
         for call in message.get("tool_calls") or []:
             call["function"]["arguments"] = {key: canonical_argument(value) for key, value in call["function"]["arguments"].items()}
-    return messages
+    return tidy
 
 # %% ../nbs/00_tools.ipynb #c016
 def tool_schema(function, # with type hints and a Google-style docstring that describes every argument
@@ -300,7 +321,11 @@ def clean_field(field, # the schema of one argument, in any state; `true` and `f
                 where:str, # how to name it in a message
                 repairs:list, # sentences are added here
                 ):
-    "The JSON Schema of one argument and of all that is inside it. Raises `UserError` for what cannot be repaired."
+    "The JSON Schema of one argument and of all that is inside it, in the order of calls. Raises `UserError` for what cannot be repaired."
+    return order_fields(clean_schema(field, where, repairs), where, repairs)
+
+def clean_schema(field, where:str, repairs:list): # as in `clean_field`
+    "The JSON Schema of an argument, or of all of them, its own properties in the order in which they are written."
     if isinstance(field, bool): return field
     if isinstance(field, str): field = text_field(field)
     if not isinstance(field, dict): raise UserError(f"{where}: a description is needed here, an object, not {str(field)[:60]!r}.")
@@ -317,6 +342,14 @@ def clean_field(field, # the schema of one argument, in any state; `true` and `f
     return clean_object(field, where, repairs) if isinstance(field.get("properties"), dict) else field
 
 # %% ../nbs/00_tools.ipynb #c031
+def order_fields(field, where:str, repairs:list): # as in `clean_field`
+    "What calls hold inside of an argument has its keys sorted (`canonical_argument`), so a schema names them in that order: a grammar made of it wants them so."
+    if isinstance(field, bool): return field
+    ordered = field | {key: canonical_argument(field[key]) for key in ("enum", "const", "default", "examples") if key in field}
+    if isinstance(field.get("properties"), dict): ordered["properties"] = dict(sorted(field["properties"].items()))
+    if dump_json(ordered) != dump_json(field): repairs.append(f"{where}: what is inside comes in the order of the alphabet, numbers with 15 digits, as in calls")
+    return ordered
+
 def clean_object(schema:dict, # an object schema with `properties`
                  where:str, # how to name it in a message
                  repairs:list, # sentences are added here
@@ -389,7 +422,7 @@ def object_schema(parameters, # None, a list of {"name": ...}, a table {name: sc
     if table: parameters = table_schema(table, where, repairs) | {key: value for key, value in parameters.items() if key not in table}
     parameters = {**parameters, "type": parameters.get("type") or "object", "properties": parameters.get("properties") or {}}
     if not isinstance(parameters["properties"], (dict, list)): raise UserError(f"{where}.properties: an object is needed, not {str(parameters['properties'])[:60]!r}.")
-    schema = clean_field(parameters, where, repairs)
+    schema = clean_schema(parameters, where, repairs)
     if schema.get("type") != "object": raise UserError(f"{where}: the type must be 'object', not {parameters['type']!r}.")
     return schema
 
@@ -740,8 +773,6 @@ def allowed(error, # a `ValidationError` of jsonschema
     return error.message[:200]
 
 # %% ../nbs/00_tools.ipynb #c061
-LARGE_NUMBER = " Numbers from 2**53 on are kept as text, because servers change them. If it is meant as a number, make this argument a string in the tool's schema."
-
 def complaints(error, # a `ValidationError` of jsonschema
                name:str, # of the tool
                )->list: # sentences, `where: what is allowed, got what came`
@@ -754,7 +785,6 @@ def complaints(error, # a `ValidationError` of jsonschema
         known = error.schema.get("properties", {})
         return [f"{where}.{key[:60]}: is no argument here.{nearest(key[:60], known)}" for key in value if key not in known]
     shown, hint = dump_json(value), nearest(value, limit) if error.validator == "enum" and isinstance(value, str) else ""
-    if error.validator in ("type", "anyOf", "oneOf") and isinstance(value, str) and re.fullmatch(r"-?\d{16,}", value): hint = LARGE_NUMBER
     return [f"{where}: {allowed(error)}, got {shown if len(shown) <= 80 else shown[:80] + '…'}" + (f".{hint}" if "mean" in hint else "")]
 
 # %% ../nbs/00_tools.ipynb #c062
