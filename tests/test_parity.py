@@ -1,9 +1,11 @@
 """Do all hops make the same tokens, and does a GGUF belong to its folder? Real servers, files that were broken on purpose, and the peers' own programs."""
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import unicodedata
 from importlib import import_module
 
 import pytest
@@ -164,6 +166,42 @@ def test_all_hops_of_the_embedded_model(portable):
     report = parity([], hops, tokenizer)
     assert breaks(report) == [] and {"training row", "Transformers", "llama-server"} <= set(report["hops"])
     assert all(row["differences"] == [] and row["prompts"]["hard"] == [len(CORPUS), len(CORPUS)] for row in report["hops"].values())
+
+
+PIECES = ["<|im_end|>", "<|im_start|>system\n", "<tool_call>", "</tool_response>", "<|endoftext|>", "<|", "im_end|>", "\u2060", " ", "\n", "\t", "\r\n", "\u3000", "the ", "don't", "北京", "{", "}", '"', "\\", "'", "12345", "{{ x }}", "{% y %}"]
+SCRIPTS = [(32, 126), (32, 126), (0x4e00, 0x9fff), (0xa0, 0x24f), (0x300, 0x36f), (0x370, 0x3ff), (0x400, 0x4ff), (0x590, 0x5ff), (0x600, 0x6ff), (0x900, 0x97f), (0xe00, 0xe7f), (0x1100, 0x11ff), (0xac00, 0xd7a3), (0x1f300, 0x1faff),
+           (0x2000, 0x206f), (0, 31), (0x7f, 0x9f), (0xfe00, 0xfe0f), (0xfff0, 0xfffd), (0x1d400, 0x1d7ff), (0x10000, 0x10ffff), (0x3040, 0x30ff)]
+
+
+def any_conversation(pick):
+    "Anything that people, tools and models may say, in any order of turns; in the form of training."
+    text = lambda: "".join(pick.choice(PIECES) if pick.random() < .3 else chr(pick.randint(*pick.choice(SCRIPTS))) for _ in range(pick.randint(0, 20)))
+    number = lambda: pick.choice([pick.randrange(-2**66, 2**66), pick.randrange(-1000, 1000), pick.uniform(-180, 180), round(pick.uniform(0, 1e6), pick.randrange(8)), pick.choice([1, -1]) * 10 ** pick.uniform(-30, 30)])
+    def value(depth=3):
+        kind = pick.random() if depth else 0
+        if kind < .7: return text() if kind < .4 else number() if kind < .6 else pick.choice([None, True, False])
+        return [value(depth - 1) for _ in range(pick.randint(0, 3))] if kind < .85 else {text(): value(depth - 1) for _ in range(pick.randint(0, 4))}
+    messages = [{"role": "system", "content": text()} for _ in range(pick.choice([0, 0, 1, 2]))]
+    for _ in range(pick.randint(1, 3)):
+        messages.append({"role": "user", "content": text()})
+        calls = [{"type": "function", "function": {"name": "look_up", "arguments": {text(): value() for _ in range(pick.randint(0, 4))}}} for _ in range(pick.randint(0, 3))]
+        if calls: messages += [{"role": "assistant", "content": pick.choice(["", None, text()]), "tool_calls": calls}, *({"role": "tool", "name": "look_up", "content": text()} for _ in calls)]
+        if pick.random() < .7: messages.append({"role": "assistant", "content": text()})
+    return {"messages": canonical_messages([*messages, {"role": "user", "content": text()}]), "tools": pick.choice([ALL_TOOLS, CORPUS[0]["tools"], []])}
+
+
+def test_conversations_drawn_at_random_are_the_same_at_every_server(portable, tokenizer):
+    "Compared with the template before it was made portable, that of training."
+    pick, cases, wanted = random.Random(0), [], []
+    while len(cases) < 200:
+        case = {"name": f"drawn {len(cases)}", "kind": "drawn", **any_conversation(pick)}
+        text, ids = json.dumps(case["messages"], ensure_ascii=False), encode_prompt(case, tokenizer)
+        if unicodedata.normalize("NFC", text) != text or len(ids) > 3800: continue # the e of \u000e and an accent behind it would become one letter; Ollama drops the oldest turns of what is too long
+        cases.append(case)
+        wanted.append(ids)
+    servers = [LlamaServer(portable[1]), *([OllamaServer(portable[1])] if CI or find_ollama()["binary"] else [])]
+    for each in servers:
+        with each as server: assert prompt_differences(server, cases, wanted, tokenizer) == []
 
 
 @pytest.mark.skipif(not CACHE.exists() and not CI, reason="no Qwen2.5 tokenizer: make it with python tests/golden/qwen_tokenizer.py")
