@@ -5,7 +5,7 @@
     python benchmarks/serve.py --run runs/demo --soak 2000                  # every fourth request malformed
     python benchmarks/serve.py --table                                      # results/serve.json as markdown
 
-A part is a runtime with so many slots; each is measured with the cache of shared prompt beginnings and without. As many clients as slots ask without a pause, at temperature 0.
+A part is a runtime with so many slots; each is measured with the cache of shared prompt beginnings and without (Ollama has no switch for it: there every request begins with a number of its own). As many clients as slots ask without a pause, at temperature 0.
 A latency is the time from a client's question to its whole answer; for Transformers in batches that of the batch. Before the clock runs, each runtime answers eight requests.
 The parts add up in results/serve.json, so a run may be cut into pieces; the soak is written to results/soak.json.
 """
@@ -50,8 +50,16 @@ def open_server(run, part, cache):
     return LlamaServer(run / "gguf/model-F16.gguf", options=[] if cache else ["--no-cache-prompt", "--cache-ram", "0"], **settings)
 
 
+def unlike(requests):
+    "The same requests, none of which begins as another: a cache of beginnings has nothing to offer."
+    system = lambda request: next((message["content"] for message in request["messages"] if message["role"] == "system"), "You are a helpful assistant.")
+    others = lambda request: [message for message in request["messages"] if message["role"] != "system"]
+    return [{**request, "messages": [{"role": "system", "content": f"{number}. {system(request)}"}, *others(request)]} for number, request in enumerate(requests)]
+
+
 def measure_server(run, part, cache, requests):
     "Seconds of the whole and of each request, and the share of prompt tokens that came from the cache."
+    if part.startswith("ollama") and not cache: requests = unlike(requests)
     with open_server(run, part, cache) as server, ThreadPoolExecutor(int(part.rsplit("-", 1)[1])) as clients:
         def ask(request):
             tools = {"tools": request["tools"]} if request["tools"] else {}
@@ -162,7 +170,6 @@ def main():
     for part in arguments.parts.split(","):
         for cache in [True, False] if arguments.cache == "both" else [arguments.cache == "on"]:
             if part.startswith("transformers") and cache: continue  # it has none
-            if part.startswith("ollama") and not cache: print(f"{part}, off: NOT MEASURED: Ollama asks its llama-server for the cache in every request and has no switch for it"); continue
             load = os.getloadavg()[0]
             try: found = measure_transformers(arguments.run, part, requests) if part.startswith("transformers") else measure_server(arguments.run, part, cache, requests)
             except UserError as error: print(f"{part}: NOT MEASURED: {error}"); break
