@@ -463,7 +463,7 @@ def test_numbers_that_servers_change_are_text_or_refused():
     assert build_example(record, of_type("string"))["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"parcel": "9223372036854775808"}
     for kind in ("integer", ["integer", "null"]):
         with pytest.raises(RecordError) as error: build_example(record, of_type(kind))
-        assert error.value.args[0] == "arguments.parcel" and "Servers change numbers" in error.value.args[1] and "make this argument a string" in error.value.args[1]
+        assert error.value.args[0] == "arguments.parcel" and "Servers change numbers" in error.value.args[1] and "make the argument a string" in error.value.args[1]
     assert build_example({**record, "arguments": {"parcel": 2**53 - 1}}, of_type("integer"))
 
 

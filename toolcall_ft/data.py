@@ -388,7 +388,7 @@ def problem_field(problem:str, # a sentence from check_call
     found = re.match(rf"{re.escape(name)}\.([^:]+): ", problem) or re.search(r"'([^']+)' (?:is a required property|was unexpected)", problem)
     return f"arguments.{found[1]}" if found else "arguments"
 
-LARGE_NUMBER = ". Servers change numbers of more than 15 digits, so longer whole ones from 2**53 on are kept as text: make this argument a string in the tool's schema, if it is one that is named and not counted with"
+LARGE_NUMBER = ". Servers change numbers of more than 15 digits, so longer whole ones from 2**53 on are kept as text: if this one identifies something, make the argument a string in the tool's schema"
 
 def calls_of(messages:list)->list: # {"name", "arguments"}
     "All calls that are made in a conversation."

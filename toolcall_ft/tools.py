@@ -347,7 +347,7 @@ def order_fields(field, where:str, repairs:list): # as in `clean_field`
     if isinstance(field, bool): return field
     ordered = field | {key: canonical_argument(field[key]) for key in ("enum", "const", "default", "examples") if key in field}
     if isinstance(field.get("properties"), dict): ordered["properties"] = dict(sorted(field["properties"].items()))
-    if dump_json(ordered) != dump_json(field): repairs.append(f"{where}: what is inside comes in the order of the alphabet, numbers with 15 digits, as in calls")
+    if dump_json(ordered) != dump_json(field): repairs.append(f"{where}: put into the form that calls have: fields inside by name, numbers with up to 15 digits")
     return ordered
 
 def clean_object(schema:dict, # an object schema with `properties`
