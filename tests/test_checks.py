@@ -378,6 +378,12 @@ def test_the_order_of_llama_servers_grammar_is_told_at_any_depth():
     assert told({"city": "x"}) == [] and told({"at": "y", "city": "x"}) == ["send: 1 of 1 calls, such as at, city; the grammar wants city, at"]
 
 
+def test_a_number_that_nobody_can_write_makes_a_row_malformed():
+    tools, _ = clean_tools([{"name": "go", "parameters": {"type": "object", "properties": {"x": {}}}}])
+    row = {"messages": [{"role": "user", "content": "u"}, call_message([{"name": "go", "arguments": {"x": 10**5000}}])], "tools": tools}
+    assert [(found["kind"], "a number is too large" in found["text"]) for found in check_examples({"train": [row]})][0] == ("malformed", True)
+
+
 def test_a_row_in_another_form_than_servers_get_is_told():
     tools, _ = clean_tools([{"name": "go", "parameters": {"type": "object", "properties": {"x": {}}}}])
     row = lambda content, value: {"messages": [{"role": "user", "content": "u"}, {**call_message([{"name": "go", "arguments": {"x": value}}]), "content": content}], "tools": tools}

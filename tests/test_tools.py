@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
-from toolcall_ft.tools import (UserError, canonical, canonical_messages, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
+from toolcall_ft.tools import (UserError, canonical, canonical_messages, canonical_number, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
@@ -470,7 +470,8 @@ def test_numbers_as_every_server_shows_them(value, sent):
 
 
 def test_numbers_at_the_ends_of_what_a_float_holds_stay():
-    for value in (1.7976931348623157e308, 5e-324, 10**308, -10**309): assert canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": value}}}]}])
+    assert [canonical_number(value) for value in (1.7976931348623157e308, 5e-324, -2.2250738585072014e-308)] == [1.7976931348623157e308, 5e-324, -2.2250738585072e-308]
+    assert [canonical_number(value) for value in (10**308, -10**309)] == ["1" + "0" * 308, "-1" + "0" * 309] # no float is as large
 
 
 def test_calls_in_openais_shape_become_ours():

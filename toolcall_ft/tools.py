@@ -59,7 +59,7 @@ def check_value(value, # anything that came out of a JSON text
     "Raise `ValueError` for a value that could not be written again: too deep, too large, or a text with half a surrogate pair."
     if depth == 0: raise ValueError("nested more than 100 levels deep")
     if isinstance(value, str): value.encode()
-    if isinstance(value, float) and abs(value) == float("inf"): raise ValueError("a number is too large")
+    if isinstance(value, float) and abs(value) == float("inf") or isinstance(value, int) and value.bit_length() > 14_000: raise ValueError("a number is too large") # 4,300 digits are all that Python writes
     children = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
     for child in children: check_value(child, depth - 1)
 
