@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -517,7 +518,7 @@ def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys)
     from toolcall_ft import serve
     config = read_config("config.yaml")
     for path in ("merged/config.json", "gguf/model-F16.gguf", "data/test.jsonl"): write_text(project / "runs/first" / path, "")
-    report = {"hops": {"training row": {"prompts": {"test": [1, 1], "hard": [1, 1]}, "differences": []}}, "missing": {"vLLM": "vLLM is not here"}, "refused": []}
+    report = {"hops": {"training row": {"prompts": {"test": [1, 1], "hard": [1, 1]}, "differences": []}}, "missing": {"vLLM": "vLLM is not here"}, "refused": [], "cases": {"test": 1, "turns": 1}}
     monkeypatch.setattr(serve, "measure_parity", lambda *arguments: report)
     assert main(["parity", "--hops", "vllm"]) == 1
     assert "nothing was compared" in (said := capsys.readouterr().out) and "vLLM: was asked for and is not here" in said
@@ -525,7 +526,11 @@ def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys)
     assert main(["parity"]) == 1 and "no server was compared" in capsys.readouterr().out
     assert main(["parity", "--hops", "transformers"]) == 1  # vLLM is missing in this report, too
     report["missing"] = {}
-    assert main(["parity", "--hops", "transformers"]) == 0 and "What was trained is what is served: Transformers." in capsys.readouterr().out
+    assert main(["parity", "--hops", "transformers"]) == 0 and "answers of two hops were not compared): Transformers." in capsys.readouterr().out
+    report["hops"]["llama-server"] = {**report["hops"]["Transformers"], "calls": [1, 1]}
+    assert main(["parity"]) == 0 and "What was trained is what is served: Transformers, llama-server." in capsys.readouterr().out
+    with pytest.raises(SystemExit): main(["parity", "--answers", "-1"])
+    assert "0 or more is needed" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_made_gets_a_sentence(project, capsys):
@@ -543,7 +548,21 @@ def test_doctor_shows_the_table_though_one_program_is_set_wrong(project, monkeyp
 
 def test_a_checkpoint_of_an_earlier_model_is_not_served(project, capsys):
     for path in ("merged/config.json", "checkpoints/FP8/checkpoint.json"): write_text(project / "runs/first" / path, "{}")
+    write_text(project / "runs/first/stages.json", json.dumps({"merge": {"finished": time.time() - 10}}))
     os.utime(project / "runs/first/checkpoints/FP8/checkpoint.json", (0, 0))
     assert main(["serve", "--runtime", "vllm", "--format", "FP8"]) == 2 and "Make it again with: toolcall-ft checkpoint FP8" in capsys.readouterr().err
     os.utime(project / "runs/first/checkpoints/FP8/checkpoint.json")
     assert main(["serve", "--runtime", "vllm", "--format", "FP8"]) == 2 and "Make it again" not in capsys.readouterr().err  # but it is no model
+
+
+def test_a_gguf_of_an_earlier_model_is_not_served(project, capsys):
+    run = project / "runs/first"
+    for path in ("merged/config.json", "gguf/model-Q8_0.gguf", "Modelfile"): write_text(run / path, "{}")
+    record = lambda merged, digest="": write_text(run / "stages.json", json.dumps({"export": {"finished": 100, "digest": digest}, "merge": {"finished": merged}}))
+    config = read_config("config.yaml")
+    record(99)
+    assert cli.find_format(config).endswith("model-Q8_0.gguf")
+    record(101)
+    assert main(["serve"]) == 2 and "was made from an earlier model than the merged one of today. Make it again with: toolcall-ft export" in capsys.readouterr().err
+    record(101, cli.stage_digest(next(stage for stage in cli.chain(config) if stage.name == "export"), config)) # merged again, and it came to the same
+    assert cli.find_format(config).endswith("model-Q8_0.gguf")

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -243,8 +244,8 @@ def test_langchain(server, kind): check_langchain(kind, server.url, server.model
 
 
 @pytest.mark.parametrize("runtime, kind", [("llama-server", "ChatOpenAI"), ("ollama", "ChatOpenAI"), ("ollama", "ChatOllama")])
-def test_langchain_at_what_the_command_serves(ollama, folder, gguf, tmp_path, runtime, kind):
-    "As a user has it: `toolcall-ft serve` in one terminal, LangChain in another."
+def test_clients_at_what_the_command_serves(ollama, folder, gguf, tmp_path, runtime, kind):
+    "As a user has it: `toolcall-ft serve` in one terminal, LangChain and the two plain clients in another."
     program = [sys.executable, "-c", "import sys; from toolcall_ft.cli import main; sys.exit(main())"]
     subprocess.run([*program, "init"], cwd=tmp_path, check=True, capture_output=True)
     for source, place in ((folder, "merged"), (gguf, "gguf/model-Q8_0.gguf")):
@@ -254,6 +255,9 @@ def test_langchain_at_what_the_command_serves(ollama, folder, gguf, tmp_path, ru
     try:
         url, name = re.search(r"answers at (\S+)/v1 as (\S+)\.", process.stdout.readline()).groups()
         check_langchain(kind, url, name)
+        served = SimpleNamespace(url=url, model=name)
+        if kind == "ChatOllama": test_the_ollama_client(served)
+        else: test_the_openai_client_streaming(served)
     finally:
         process.terminate()
         assert process.wait(30) == 0
@@ -373,7 +377,8 @@ def test_wrong_files(ollama, gguf, tmp_path):
     (tmp_path/"text.gguf").write_text("hello")
     for name, text in {"missing": "FROM ./nothing.gguf\n", "junk": f"FROM {tmp_path}/text.gguf\n", "template": f'FROM {gguf}\nTEMPLATE """{{{{ if .Tools }}}}"""\n', "parameter": f"FROM {gguf}\nPARAMETER nonsense 1\n"}.items():
         (tmp_path/name).write_text(text)
-    words = {"missing": "refuses the model", "junk": "refuses the model", "template": "template error", "parameter": "unknown parameter", "text.gguf": "not a GGUF", "no file": "cannot be read"}
+    (tmp_path/"name").write_text("FROM llama3\n")
+    words = {"missing": "there is no such file", "name": "FROM .*llama3: there is no such file", "junk": "refuses the model", "template": "template error", "parameter": "unknown parameter", "text.gguf": "not a GGUF", "no file": "cannot be read"}
     for name, expected in words.items():
         with pytest.raises(UserError, match=expected) as caught:
             with OllamaServer(tmp_path/name): pass

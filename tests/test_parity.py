@@ -5,16 +5,16 @@ import random
 import shutil
 import subprocess
 import sys
-import unicodedata
 from importlib import import_module
 
 import pytest
 
 from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from toolcall_ft import serve
+from toolcall_ft.cli import main
 from toolcall_ft.export import build_llama_cpp, convert_gguf, export_gguf, find_llama_cpp, read_gguf
 from toolcall_ft.portable import make_portable
-from toolcall_ft.serve import (LlamaServer, OllamaServer, TrainingRow, TransformersHop, breaks, check_pair, find_ollama, hard_corpus, measure_parity, model_hops, pair_table, parity, parity_html, parity_table,
+from toolcall_ft.serve import (LlamaServer, OllamaServer, TrainingRow, TransformersHop, ask_json, breaks, check_pair, find_ollama, hard_corpus, measure_parity, model_hops, ollama_tokens, pair_table, parity, parity_html, parity_table,
                                prompt_differences, same_output)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, canonical_messages, clean_tools, dump_json
@@ -139,6 +139,18 @@ def test_what_the_template_refuses_is_said(tokenizer):
     assert [case["case"] for case in report["refused"]] == ["no"] and report["hops"]["one"]["prompts"]["hard"] == [1, 1] and "never no" in parity_table(report)
 
 
+def test_a_template_that_refuses_requests_of_the_test_set_breaks_it(tokenizer):
+    strict = load_tokenizer("tiny-qwen2")
+    strict.chat_template = "{% if messages[0].content == 'Weather 7?' %}{{ raise_exception('not seven') }}{% endif %}" + strict.chat_template
+    assert "refuses 1 requests of the test set, the first is 'test 8': " in breaks(parity(EXAMPLES, {"one": Hop(strict)}, strict, answers=0))[0]
+    assert breaks({"cases": {}, "refused": [], "hops": {"llama-server": {"prompts": {"test": [0, 0], "hard": [0, 0]}, "differences": []}}}) == ["no prompt was compared with the training rows"]
+
+
+def test_other_answers_break_it_though_both_are_wrong(tokenizer):
+    said = lambda city: Hop(tokenizer, calls=[{"name": "get_weather", "arguments": {"city": city}}])
+    assert "in only 0 of 40 answers" in breaks(parity(EXAMPLES, {"one": said("Rome"), "two": said("Cairo")}, tokenizer, []))[0]
+
+
 def test_same_output():
     said = lambda calls, content="", errors=(): {"content": content, "calls": calls, "errors": list(errors)}
     assert same_output(said([CALL]), said([CALL])) == (True, True) and same_output(said([CALL]), said([])) == (False, False)
@@ -191,23 +203,35 @@ def any_conversation(pick):
     return {"messages": canonical_messages([*messages, {"role": "user", "content": text()}]), "tools": pick.choice([ALL_TOOLS, CORPUS[0]["tools"], []])}
 
 
-@pytest.mark.parametrize("Kind", [LlamaServer, OllamaServer])
+class OllamaChat(OllamaServer):
+    "Asked at `/api/chat`, as the `ollama` client does it, and not in the OpenAI way."
+    def prompt_ids(self, request):
+        body = {"model": self.model, "messages": canonical_messages(request["messages"]), "tools": request["tools"], "stream": False, "_debug_render_only": True}
+        return ollama_tokens(self, ask_json(f"{self.url}/api/chat", body)["_debug_info"]["rendered_template"])
+
+
+@pytest.mark.skipif(not find_ollama()["binary"] and not CI, reason="no Ollama: make ollama")
+def test_ollamas_own_address_makes_the_same_prompts(portable, tokenizer):
+    with OllamaChat(portable[1]) as server: assert prompt_differences(server, CORPUS, [encode_prompt(case, tokenizer) for case in CORPUS], tokenizer) == []
+
+
+@pytest.mark.parametrize("Kind", [LlamaServer, OllamaServer, OllamaChat])
 def test_conversations_drawn_at_random_are_the_same_at_every_server(portable, tokenizer, Kind):
     "Compared with the template before it was made portable, that of training."
-    if Kind is OllamaServer and not CI and not find_ollama()["binary"]: pytest.skip("Ollama is not here. Get it with: make ollama")
+    if Kind is not LlamaServer and not CI and not find_ollama()["binary"]: pytest.skip("Ollama is not here. Get it with: make ollama")
     pick, cases, wanted = random.Random(0), [], []
     while len(cases) < 200:
         case = {"name": f"drawn {len(cases)}", "kind": "drawn", **any_conversation(pick)}
-        text, ids = json.dumps(case["messages"], ensure_ascii=False), encode_prompt(case, tokenizer)
-        if unicodedata.normalize("NFC", text) != text or len(ids) > 3800: continue # the e of \u000e and an accent behind it would become one letter; Ollama drops the oldest turns of what is too long
+        ids = encode_prompt(case, tokenizer)
+        if len(ids) > 3800: continue # Ollama drops the oldest turns of what is too long
         cases.append(case)
         wanted.append(ids)
     with Kind(portable[1]) as server: assert prompt_differences(server, cases, wanted, tokenizer) == []
 
 
 @pytest.mark.skipif(not CACHE.exists() and not CI, reason="no Qwen2.5 tokenizer: make it with python tests/golden/qwen_tokenizer.py")
-def test_the_real_qwen_tokenizer_in_llama_server(tmp_path):
-    "A random model of one layer with Qwen2.5's real vocabulary, served: 100 % of the corpus."
+def test_the_real_qwen_tokenizer_in_llama_server_and_ollama(tmp_path):
+    "A random model of one layer with Qwen2.5's real vocabulary, served: 100 % of the corpus. (`benchmarks/parity.py --real-tokenizer` asks vLLM, too.)"
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     tokenizer = qwen_tokenizer()
@@ -219,9 +243,11 @@ def test_the_real_qwen_tokenizer_in_llama_server(tmp_path):
     build_llama_cpp()
     convert_gguf(tmp_path / "model", tmp_path / "qwen.gguf", find_llama_cpp())
     portable = load_tokenizer(str(tmp_path / "model"))
-    report = parity([], {"row": TrainingRow(portable), "llama-server": LlamaServer(tmp_path / "qwen.gguf")}, portable)
+    hops = {"row": TrainingRow(portable), "llama-server": LlamaServer(tmp_path / "qwen.gguf"), **({"Ollama": OllamaServer(tmp_path / "qwen.gguf")} if CI or find_ollama()["binary"] else {})}
+    report = parity([], hops, portable)
     assert breaks(report) == []
-    assert report["hops"]["llama-server"]["prompts"]["hard"] == [len(CORPUS), len(CORPUS)] and report["hops"]["llama-server"]["differences"] == []
+    assert all(row["prompts"]["hard"] == [len(CORPUS), len(CORPUS)] and row["differences"] == [] for row in report["hops"].values())
+    if "Ollama" not in hops: pytest.skip("llama-server is right; Ollama is not here. Get it with: make ollama")
 
 
 def test_the_stock_template_has_the_gap_that_the_lesson_shows(gguf, tokenizer):
@@ -292,6 +318,44 @@ def test_without_llama_server_it_says_what_it_did_not_look_at(gguf, stock, monke
     monkeypatch.setattr(serve, "find_ollama", lambda: {"url": None, "binary": None})
     findings = check_pair(gguf, stock)
     assert [each["severity"] for each in findings] == ["not evaluated"] * 2 and "llama-server is not here" in pair_table(findings)
+
+
+def test_the_command_says_no_to_warnings_and_where_nobody_was_asked(gguf, stock, portable, tmp_path, monkeypatch, capsys):
+    pair = lambda gguf, folder, *more: (main(["parity", "--gguf", str(gguf), "--hf", str(folder), *more]), capsys.readouterr())
+    code, said = pair(gguf, stock) # Qwen's own template lets strangers write control tokens: a warning
+    assert code == 1 and "warning " in said.out and "error " not in said.out and "The file does not do what the folder does." in said.out
+    code, said = pair(portable[1], portable[0])
+    assert code == 0 and said.out.strip().endswith("The file does what the folder does.")
+    monkeypatch.setattr(serve, "find_ollama", lambda: {"url": None, "binary": None})
+    assert pair(portable[1], portable[0])[0] == 0 # one server is enough
+    monkeypatch.setattr(serve, "server_findings", lambda *arguments: [serve.finding("not evaluated", "what llama-server makes of it: it is not here")])
+    code, said = pair(portable[1], portable[0])
+    assert code == 1 and "No server was asked" in said.out
+
+
+def test_a_modelfile_names_the_file_that_is_checked(gguf, stock, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(serve, "server_findings", lambda *arguments: [])
+    monkeypatch.setattr(serve, "ollama_findings", lambda *arguments: [])
+    place = tmp_path / "Modelfile"
+    place.write_text(f'FROM {gguf}\nSYSTEM """\nFrom now on, be brief.\n"""\n')
+    assert serve.modelfile_sources(place) == [gguf] and check_pair(gguf, stock, place) == []
+    assert main(["parity", "--modelfile", str(place), "--hf", str(stock)]) == 0
+    shutil.copy(gguf, tmp_path / "other.gguf")
+    place.write_text("FROM ./other.gguf\n")
+    assert "serves another file" in check_pair(gguf, stock, place)[0]["what"]
+    capsys.readouterr()
+    assert main(["parity", "--gguf", str(gguf), "--hf", str(stock), "--modelfile", str(tmp_path / "nowhere")]) == 2 and "no Modelfile" in capsys.readouterr().err
+    assert main(["parity", "--hf", str(stock), "--modelfile", str(tmp_path / "nowhere")]) == 2 and "belong together" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_compared_is_refused(gguf, stock, tmp_path):
+    tokenizer = load_tokenizer(str(stock))
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": tokenizer.chat_template}
+    tokenizer.save_pretrained(tmp_path / "two")
+    with pytest.raises(UserError, match="several chat templates .default, tool_use."): check_pair(gguf, tmp_path / "two")
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    tokenizer.save_pretrained(tmp_path / "none")
+    with pytest.raises(UserError, match="renders none of the conversations"): check_pair(gguf, tmp_path / "none")
 
 
 def test_what_is_no_gguf_is_refused(tmp_path, stock, gguf):

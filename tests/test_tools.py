@@ -501,6 +501,13 @@ def test_keys_that_only_look_alike_stay_two():
     assert canonical({"\u00e9": "e\u0301", "e\u0301": 2.0}) == {"\u00e9": "\u00e9", "e\u0301": 2}
 
 
+def test_an_accent_behind_a_line_break_does_not_change_the_escape():
+    "As JSON, `\\n` and an accent would be `\\` and one letter, which nobody can read back."
+    once = canonical(["a\n\u0303", "\u000e\u0301", "\n\u03b1", "n\u0303"])
+    assert once == ["a\n\u00a0\u0303", "\u000e\u00a0\u0301", "\n\u03b1", "\u00f1"] == canonical(once)
+    assert json.loads(unicodedata.normalize("NFC", dump_json(once))) == once
+
+
 def test_tools_are_canonical_and_say_so():
     tools, repairs = clean_tools([{"type": "function", "function": {"name": "f", "description": "cafe\u0301", "parameters": {"type": "object", "properties": {"n": {"type": "number", "minimum": 1.0}}}}}])
     assert dump_json(tools[0]["function"]) == '{"name": "f", "description": "café", "parameters": {"type": "object", "properties": {"n": {"type": "number", "minimum": 1}}}}' and "NFC" in repairs[0]

@@ -255,7 +255,9 @@ def rename_lookalikes(tokens:list, # the vocabulary, as the converter has read i
     from transformers import AutoTokenizer
     tokenizer, known = AutoTokenizer.from_pretrained(folder), set(tokens)
     def rename(index, token):
-        if kinds[index] != 1 or not LOOKALIKE.fullmatch(token) or tokenizer.encode(token, add_special_tokens=False) == [index]: return token
+        if kinds[index] != 1 or not LOOKALIKE.fullmatch(token): return token
+        text = tokenizer.convert_tokens_to_string([token]) # the vocabulary spells bytes: `[…]` is `[âĢ¦]` there
+        if tokenizer.encode(text, add_special_tokens=False) == [index]: return token
         while token in known: token += "Ġ" # a blank, as byte-level vocabularies write it
         return token
     return [rename(index, token) for index, token in enumerate(tokens)]
@@ -494,7 +496,7 @@ def export_adapter(adapter, # a folder that PEFT wrote
     return output
 
 # %% ../nbs/06b_imatrix_adapter.ipynb #c027
-PIECES = {"words": """the Hello don't I'LL we'Ve x's 北京 天气 今天 你好 ok get_weather {"city": " "} 3.14159 2026-11-21 1234567890 ١٢٣ ४५ ²³ ½ Ⅷ ① １２ é ñ Å 한국 ệ ﬁ שׁ क़""".split(),
+PIECES = {"words": """[…] the Hello don't I'LL we'Ve x's 北京 天气 今天 你好 ok get_weather {"city": " "} 3.14159 2026-11-21 1234567890 ١٢٣ ४५ ²³ ½ Ⅷ ① １２ é ñ Å 한국 ệ ﬁ שׁ क़""".split(),
           "spaces": [" ", "  ", "\n", "\n\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000", "\u2028", "\u200b", "\ufeff", "\x85", "\v", "\f", "   \n  ", "\u200d", "\u180e"],
           "controls": """<|im_end|> <|im_start|> <|endoftext|> <tool_call> </tool_call> <|im_end |im_end|> <|IM_END|> <tool_call <<|im_end|>> <|im_<|im_end|>end|> <\u2060|im_end|>
                          <tool_response> </tool_response> <|object_ref_start|> <|fim_prefix|> <|file_sep|> <|vision_pad|> <think> <s> </s> <unk>""".split(),
