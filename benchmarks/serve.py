@@ -2,7 +2,7 @@
 
     python benchmarks/serve.py --run runs/demo                              # all that is here; what is not is named
     python benchmarks/serve.py --run runs/demo --parts ollama-8 --requests 100
-    python benchmarks/serve.py --run runs/demo --soak 2000                  # every fourth request malformed
+    python benchmarks/serve.py --run runs/demo --soak 2000                  # every fourth request malformed; of each server, or of --parts
     python benchmarks/serve.py --table                                      # results/serve.json as markdown
 
 A part is a runtime with so many slots; each is measured with the cache of shared prompt beginnings and without (Ollama has no switch for it: there every request begins with a number of its own). As many clients as slots ask without a pause, at temperature 0.
@@ -148,6 +148,15 @@ def soak(server, clients, requests, count):
     return {"requests": count, "lost": answers.count(None), "wrong": wrong, "statuses": statuses, "megabytes_before": before, "megabytes_after": resident(server.process.pid)}
 
 
+def record_soak(run, part, requests, count):
+    "One row of results/soak.json: a server as `toolcall-ft serve` starts it, in its second soak, since a process grows at the beginning."
+    path = RESULTS.with_name("soak.json")
+    with open_server(run, part, True) as server: reports = [soak(server, int(part.rsplit("-", 1)[1]), requests, count) for _ in range(2)]
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    write_text(path, json.dumps({**rows, part: reports[1]}, indent=1))
+    print(part, json.dumps(reports[1]), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
@@ -161,11 +170,9 @@ def main():
     requests = [request for request, _ in to_requests(read_jsonl(arguments.run / "data/test.jsonl"))]
     random.Random(0).shuffle(requests)
     if arguments.soak:
-        with LlamaServer(arguments.run / "gguf/model-F16.gguf", slots=4, context=2048, options=["--threads", "1", "--cache-ram", "0"]) as server: # no store of past prompts, which grows up to its limit
-            soak(server, 6, requests[:24], arguments.soak)  # the process grows at the beginning
-            report = json.dumps(soak(server, 6, requests[:24], arguments.soak), indent=1)
-        write_text(RESULTS.with_name("soak.json"), report)
-        return print(report)
+        for part in arguments.parts.split(","):
+            if not part.startswith("transformers"): record_soak(arguments.run, part, requests, arguments.soak)
+        return
     requests = requests[:arguments.requests]
     for part in arguments.parts.split(","):
         for cache in [True, False] if arguments.cache == "both" else [arguments.cache == "on"]:

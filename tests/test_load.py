@@ -1,6 +1,7 @@
 """Servers under load, servers that die, and disks that are full: nothing is lost, nothing is wrong, and what is on disk is whole or absent."""
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -158,6 +159,15 @@ def start_serving(project, *words):
     return process, lines[2]
 
 
+def said_by_clients(url, sent):
+    "What two clients get for a request: the words, and the calls as data."
+    from langchain_openai import ChatOpenAI
+    from openai import OpenAI
+    plain = OpenAI(base_url=url, api_key="none", max_retries=0).chat.completions.create(**sent).choices[0].message
+    chain = ChatOpenAI(base_url=url, model=sent["model"], api_key="none", temperature=0, max_tokens=sent["max_tokens"], max_retries=0).bind_tools(sent["tools"]).invoke(sent["messages"])
+    return [(plain.content or "", [(call.function.name, json.loads(call.function.arguments)) for call in plain.tool_calls or []]), (chain.content, [(call["name"], call["args"]) for call in chain.tool_calls])]
+
+
 @pytest.mark.parametrize("runtime, ending", [("llama-server", signal.SIGINT), ("llama-server", signal.SIGTERM), pytest.param("ollama", signal.SIGTERM, marks=OLLAMA), pytest.param("vllm", signal.SIGINT, marks=VLLM)])
 def test_the_printed_line_works_and_the_server_ends_without_orphans(project, tmp_path, runtime, ending):
     process, line = start_serving(project, "--runtime", runtime, "--port", "0")
@@ -168,6 +178,8 @@ def test_the_printed_line_works_and_the_server_ends_without_orphans(project, tmp
     assert message["role"] == "assistant" and (cut_off or "<tool_call>" not in (message["content"] or ""))
     sent = json.loads((project / "runs/first/request.json").read_text())
     assert {tool["function"]["name"] for tool in sent["tools"]} == {"book_room", "find_colleague"}
+    calls = [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in message.get("tool_calls") or []]
+    assert said_by_clients(re.search(r"http://\S+/v1", line)[0], sent) == [(message["content"] or "", calls)] * 2
     process.send_signal(ending)
     assert process.wait(60) == 0 and "is stopped" in process.stdout.read() and process.stderr.read() == ""
     assert not left_behind(group)
