@@ -5,6 +5,7 @@
 The files are written into the second folder; the figures go into benchmarks/results/quantised.json, a file at a time.
 """
 import json
+import os
 import platform
 import sys
 from datetime import date
@@ -55,7 +56,7 @@ def main(run: Path, work: Path) -> None:
     "Measure what has not been measured yet."
     examples = read_jsonl(run / "data" / "test.jsonl")
     files, rows = make_files(run, work), call_rows(examples, load_tokenizer(str(run / "merged")))
-    about = {"command": "python benchmarks/quantised.py runs/demo runs/quantised", "date": str(date.today()), "machine": f"{platform.machine()}, two cores, shared",
+    about = {"command": "python benchmarks/quantised.py runs/demo runs/quantised", "date": str(date.today()), "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
              "model": "runs/demo (tiny-qwen2, LoRA, merged)", "requests": len(examples), "rows_for_divergence": len(rows), "llama_cpp": read_json(work / "plain" / "export.json")["llama_cpp"],
              "imatrix": read_json(work / "aided" / "export.json")["imatrix"]}
     record = read_json(RESULTS) if RESULTS.exists() else {"formats": {}}

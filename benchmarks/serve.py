@@ -29,6 +29,7 @@ from toolcall_ft.tools import UserError, dump_json
 
 RESULTS = Path(__file__).parent / "results" / "serve.json"
 PARTS = ["transformers-1", "transformers-32", "llama-server-1", "llama-server-8", "ollama-1", "ollama-8", "vllm-8"]
+SERVERS = ["llama-server-8", "ollama-8", "vllm-8"] # that are soaked
 TOKENS = 160
 
 
@@ -138,18 +139,19 @@ def soak(server, clients, requests, count):
     if all("unanswered" in answer for answer in alone): raise UserError(f"asked alone, no request got an answer; the first: {alone[0]['errors']}") # Ollama refuses to hand over half a call, so some may have none
     alone = list(map(said, alone))
     before = resident(server.process.pid)
+    turn = lambda number: (number - number // 4) % len(requests) # all of them, although every fourth is malformed
     def one(number):
         if number % 4 == 3: return send(server.url, MALFORMED[number // 4 % len(MALFORMED)])[0]
-        answer = ask([requests[number % len(requests)]])[0]
+        answer = ask([requests[turn(number)]])[0]
         return None if answer.get("unanswered") == "lost" else said(answer)
     with ThreadPoolExecutor(clients) as pool: answers = list(pool.map(one, range(count)))
-    wrong = [number for number, answer in enumerate(answers) if number % 4 != 3 and answer != alone[number % len(requests)]]
+    wrong = [number for number, answer in enumerate(answers) if number % 4 != 3 and answer != alone[turn(number)]]
     statuses = {status: answers[3::4].count(status) for status in set(answers[3::4])}
     return {"requests": count, "lost": answers.count(None), "wrong": wrong, "statuses": statuses, "megabytes_before": before, "megabytes_after": resident(server.process.pid)}
 
 
 def record_soak(run, part, requests, count):
-    "One row of results/soak.json: a server as `toolcall-ft serve` starts it, in its second soak, since a process grows at the beginning."
+    "One row of results/soak.json: a server in its second soak, since a process grows at the beginning."
     path = RESULTS.with_name("soak.json")
     with open_server(run, part, True) as server: reports = [soak(server, int(part.rsplit("-", 1)[1]), requests, count) for _ in range(2)]
     rows = json.loads(path.read_text()) if path.exists() else {}
@@ -170,8 +172,9 @@ def main():
     requests = [request for request, _ in to_requests(read_jsonl(arguments.run / "data/test.jsonl"))]
     random.Random(0).shuffle(requests)
     if arguments.soak:
-        for part in arguments.parts.split(","):
-            if not part.startswith("transformers"): record_soak(arguments.run, part, requests, arguments.soak)
+        for part in (part for part in arguments.parts.split(",") if part in SERVERS):
+            try: record_soak(arguments.run, part, requests, arguments.soak)
+            except UserError as error: print(f"{part}: NOT MEASURED: {error}")
         return
     requests = requests[:arguments.requests]
     for part in arguments.parts.split(","):

@@ -563,6 +563,6 @@ def test_a_gguf_of_an_earlier_model_is_not_served(project, capsys):
     record(99)
     assert cli.find_format(config).endswith("model-Q8_0.gguf")
     record(101)
-    assert main(["serve"]) == 2 and "was made from an earlier model than the merged one of today. Make it again with: toolcall-ft export" in capsys.readouterr().err
+    assert main(["serve"]) == 2 and "is older than the merged model. Make it again with: toolcall-ft export" in capsys.readouterr().err
     record(101, cli.stage_digest(next(stage for stage in cli.chain(config) if stage.name == "export"), config)) # merged again, and it came to the same
     assert cli.find_format(config).endswith("model-Q8_0.gguf")

@@ -164,7 +164,7 @@ def said_by_clients(url, sent):
     from langchain_openai import ChatOpenAI
     from openai import OpenAI
     plain = OpenAI(base_url=url, api_key="none", max_retries=0).chat.completions.create(**sent).choices[0].message
-    chain = ChatOpenAI(base_url=url, model=sent["model"], api_key="none", temperature=0, max_tokens=sent["max_tokens"], max_retries=0).bind_tools(sent["tools"]).invoke(sent["messages"])
+    chain = ChatOpenAI(base_url=url, model=sent["model"], api_key="none", temperature=0, extra_body={"max_tokens": sent["max_tokens"]}, max_retries=0).bind_tools(sent["tools"]).invoke(sent["messages"])
     return [(plain.content or "", [(call.function.name, json.loads(call.function.arguments)) for call in plain.tool_calls or []]), (chain.content, [(call["name"], call["args"]) for call in chain.tool_calls])]
 
 

@@ -339,10 +339,15 @@ def test_a_modelfile_names_the_file_that_is_checked(gguf, stock, tmp_path, monke
     place = tmp_path / "Modelfile"
     place.write_text(f'FROM {gguf}\nSYSTEM """\nFrom now on, be brief.\n"""\n')
     assert serve.modelfile_sources(place) == [gguf] and check_pair(gguf, stock, place) == []
+    place.write_text(f'\ufeff# FROM nothing, with a """\n  from "{gguf}"\t\r\nSYSTEM "Hello.\nFrom now on\n"\nMESSAGE user """\nFrom here?\n"""\nPARAMETER stop "a"\n', encoding="utf-8")
+    assert serve.modelfile_sources(place) == [gguf] and check_pair(gguf, stock, place) == []
     assert main(["parity", "--modelfile", str(place), "--hf", str(stock)]) == 0
     shutil.copy(gguf, tmp_path / "other.gguf")
     place.write_text("FROM ./other.gguf\n")
-    assert "serves another file" in check_pair(gguf, stock, place)[0]["what"]
+    assert "does not serve this file" in check_pair(gguf, stock, place)[0]["what"]
+    place.write_text("FROM llama3:8b\n")
+    assert "which is no file" in check_pair(gguf, stock, place)[0]["what"] and main(["parity", "--gguf", str(gguf), "--hf", str(stock), "--modelfile", str(place)]) == 1
+    assert main(["parity", "--hf", str(stock), "--modelfile", str(gguf)]) == 2 # no text at all
     capsys.readouterr()
     assert main(["parity", "--gguf", str(gguf), "--hf", str(stock), "--modelfile", str(tmp_path / "nowhere")]) == 2 and "no Modelfile" in capsys.readouterr().err
     assert main(["parity", "--hf", str(stock), "--modelfile", str(tmp_path / "nowhere")]) == 2 and "belong together" in capsys.readouterr().err

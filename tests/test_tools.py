@@ -503,8 +503,8 @@ def test_keys_that_only_look_alike_stay_two():
 
 def test_an_accent_behind_a_line_break_does_not_change_the_escape():
     "As JSON, `\\n` and an accent would be `\\` and one letter, which nobody can read back."
-    once = canonical(["a\n\u0303", "\u000e\u0301", "\n\u03b1", "n\u0303"])
-    assert once == ["a\n\u00a0\u0303", "\u000e\u00a0\u0301", "\n\u03b1", "\u00f1"] == canonical(once)
+    once = canonical(["a\n\u0303", "\u000e\u0301", "\n\u03b1", "n\u0303", "\n\n\u05b0\u0301", "\t\u3099\u0303"])
+    assert once == ["a\n\u00a0\u0303", "\u000e\u00a0\u0301", "\n\u03b1", "\u00f1", "\n\n\u00a0\u05b0\u0301", "\t\u00a0\u3099\u0303"] == canonical(once)
     assert json.loads(unicodedata.normalize("NFC", dump_json(once))) == once
 
 

@@ -313,9 +313,10 @@ def check_current(config:dict, # the configuration
                   made:float|None, # when it was made, in seconds; None: nobody knows
                   command:str, # that makes it
                  )->None:
-    "Raise `UserError` for something that was made from an earlier model than the merged one of today."
-    if made is not None and made < read_record(config).get("merge", {}).get("finished", 0):
-        raise UserError(f"{os.path.relpath(path)} was made from an earlier model than the merged one of today. Make it again with: toolcall-ft {command}")
+    "Raise `UserError` for something that is older than the merged model."
+    merged = Path(config["run"])/"merged"/"config.json"
+    finished = read_record(config).get("merge", {}).get("finished") or (merged.stat().st_mtime if merged.exists() else 0)
+    if made is not None and made < finished: raise UserError(f"{os.path.relpath(path)} is older than the merged model. Make it again with: toolcall-ft {command}")
 
 def find_format(config:dict, # the configuration
                 name:str="", # a GGUF format; by default Q8_0, or the first
@@ -725,6 +726,7 @@ def main(words:list|None=None, # what was typed; the program's own arguments if 
 
 # %% ../nbs/09b_serving.ipynb #c001
 import shlex
+from functools import partial
 
 # %% ../nbs/09b_serving.ipynb #c006
 def known_tools(config:dict, # the configuration
@@ -914,8 +916,9 @@ def run_parity(config:dict, # the configuration
 def pair_parity(arguments:argparse.Namespace, # what was typed
                )->int: # exit code
     "What is wrong with a GGUF, seen from the model folder that it is said to come from."
-    from toolcall_ft.serve import check_pair, modelfile_sources
-    gguf = arguments.gguf or arguments.modelfile and Path(arguments.modelfile).exists() and next(iter(modelfile_sources(arguments.modelfile)), None)
+    from toolcall_ft.serve import check_pair, is_modelfile, modelfile_sources
+    named = modelfile_sources(arguments.modelfile) if arguments.modelfile and is_modelfile(Path(arguments.modelfile)) else []
+    gguf = arguments.gguf or next(iter(named), None)
     if not gguf or not arguments.hf: raise UserError("what is served and --hf DIR, the model folder that it was made from, belong together: give --gguf FILE, or a --modelfile FILE with a line FROM.")
     findings = check_pair(gguf, arguments.hf, arguments.modelfile)
     for finding in findings: print(f"{finding['severity']:14}{finding['what']}" + (f"\n{'':14}→ {finding['mend']}" if finding["mend"] else ""))

@@ -523,8 +523,9 @@ class OllamaServer(Server):
 # %% ../nbs/07b_ollama.ipynb #c025
 def modelfile_sources(path)->list: # of paths
     "What the lines `FROM` of a Modelfile name, seen from its folder."
-    text = re.sub(r'"""[\s\S]*?"""', "", Path(path).read_text(encoding="utf-8")) # a system prompt may have such lines, too
-    return [Path(path).parent/os.path.expanduser(named.strip(' "')) for named in re.findall(r"(?im)^FROM\s+(\S.*)$", text)]
+    text = re.sub(r"(?m)^[ \t]*#.*$", "", Path(path).read_text(encoding="utf-8-sig"))
+    text = re.sub(r'(?im)^[ \t]*(?!FROM\b)[a-z]+[ \t]+(?:\w+[ \t]+)?("""[\s\S]*?"""|"[^"]*")', "", text) # a system prompt may have such lines, too
+    return [Path(path).parent/os.path.expanduser(named.strip(' \t\r"')) for named in re.findall(r"(?im)^[ \t]*FROM[ \t]+(\S.*)$", text)]
 
 def is_modelfile(path:Path)->bool:
     "Is it a text file with a line `FROM`? A GGUF, and all else, is not."
@@ -705,6 +706,7 @@ HARD_TURNS = {
     "two users in a row": [("user", "a"), ("user", "b")],
     "two answers in a row": [("user", "a"), ("assistant", "b"), ("assistant", "c"), ("user", "d")],
     "Chinese": [("system", "你是社区助手。"), ("user", "北京今天天气怎么样？")],
+    "many scripts": [("user", "Привет, Ελλάδα! שָׁלוֹם مرحبًا नमस्ते สวัสดี வணக்கம் 한국어 ひらがな カタカナ გამარჯობა ሰላም Tiếng Việt ٣٫٥ ⅷ ℌ 𝒳")],
     "emoji": [("user", "🦙 👨‍👩‍👧‍👦 🇨🇳 🌤️ 1️⃣")],
     "accents, composed and not": [("user", "é ñ e\u0301 n\u0303 カ\u3099 \u1112\u1161\u11ab")],
     "white space of all kinds": [("user", "  a\t\tb \n\n\n c \u3000 \u00a0 \u2028  ")],
@@ -1174,8 +1176,8 @@ def check_pair(gguf, # any GGUF
     cases = [case for case in cases if render_with(tokenizer.chat_template, case, tokenizer)[0] is not None]
     if not cases: raise UserError(f"{folder}: its own chat template renders none of the conversations, so nothing can be compared.")
     found = template_findings(template, facts, tokenizer)
-    other = [source for source in (modelfile_sources(modelfile) if modelfile else []) if source.exists() and not source.samefile(gguf)]
-    if other: found.append(finding("error", f"{modelfile} serves another file: {other[0]}", "Have FROM name the GGUF that is checked."))
+    other = [source for source in (modelfile_sources(modelfile) if modelfile else []) if not source.exists() or not source.samefile(gguf)]
+    if other: found.append(finding("error", f"{modelfile} does not serve this file: FROM {other[0]}{'' if other[0].exists() else ', which is no file'}", "Have FROM name the GGUF that is checked, by its path."))
     if template and not any("does not compile" in each["what"] for each in found): found += compare_templates(template, tokenizer, cases)
     found += file_findings(gguf, folder, llama) + server_findings(gguf, tokenizer, cases) + ollama_findings(modelfile or gguf, template, tokenizer, cases)
     return sorted(found, key=lambda each: SEVERITIES.index(each["severity"]))
