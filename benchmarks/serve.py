@@ -28,8 +28,8 @@ from toolcall_ft.serve import NEAR, LlamaServer, OllamaServer, VllmServer, opena
 from toolcall_ft.tools import UserError, dump_json
 
 RESULTS = Path(__file__).parent / "results" / "serve.json"
-PARTS = ["transformers-1", "transformers-32", "llama-server-1", "llama-server-8", "ollama-1", "ollama-8", "vllm-8"]
-SERVERS = ["llama-server-8", "ollama-8", "vllm-8"] # that are soaked
+PARTS = "transformers-1,transformers-32,llama-server-1,llama-server-8,ollama-1,ollama-8,vllm-8"
+SERVERS = "llama-server-8,ollama-8,vllm-8" # that are soaked, if no others are named
 TOKENS = 160
 
 
@@ -45,6 +45,7 @@ def send(url, body, timeout=120):
 def open_server(run, part, cache):
     "The server of a part, not yet started."
     kind, slots = part.rsplit("-", 1)
+    if kind not in ("llama-server", "ollama", "vllm"): raise UserError("it is no server")
     settings = {"slots": int(slots), "context": 2048}
     if kind == "vllm": return VllmServer(run / "merged", options=["--enable-prompt-tokens-details", *([] if cache else ["--no-enable-prefix-caching"])], **settings)
     if kind == "ollama": return OllamaServer(run / "gguf/model-F16.gguf", **settings)
@@ -162,7 +163,7 @@ def record_soak(run, part, requests, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts")
     parser.add_argument("--cache", choices=["on", "off", "both"], default="both")
     parser.add_argument("--requests", type=int)
     parser.add_argument("--soak", type=int)
@@ -172,12 +173,12 @@ def main():
     requests = [request for request, _ in to_requests(read_jsonl(arguments.run / "data/test.jsonl"))]
     random.Random(0).shuffle(requests)
     if arguments.soak:
-        for part in (part for part in arguments.parts.split(",") if part in SERVERS):
+        for part in (arguments.parts or SERVERS).split(","):
             try: record_soak(arguments.run, part, requests, arguments.soak)
             except UserError as error: print(f"{part}: NOT MEASURED: {error}")
         return
     requests = requests[:arguments.requests]
-    for part in arguments.parts.split(","):
+    for part in (arguments.parts or PARTS).split(","):
         for cache in [True, False] if arguments.cache == "both" else [arguments.cache == "on"]:
             if part.startswith("transformers") and cache: continue  # it has none
             load = os.getloadavg()[0]
