@@ -346,7 +346,9 @@ def test_a_modelfile_names_the_file_that_is_checked(gguf, stock, tmp_path, monke
     place.write_text("FROM ./other.gguf\n")
     assert "does not serve this file" in check_pair(gguf, stock, place)[0]["what"]
     place.write_text("FROM llama3:8b\n")
-    assert "which is no file" in check_pair(gguf, stock, place)[0]["what"] and main(["parity", "--gguf", str(gguf), "--hf", str(stock), "--modelfile", str(place)]) == 1
+    for words in (["--gguf", str(gguf)], []):
+        capsys.readouterr()
+        assert main(["parity", *words, "--hf", str(stock), "--modelfile", str(place)]) == 2 and "Modelfile: FROM" in (said := capsys.readouterr().err) and "llama3:8b: there is no such file" in said
     assert main(["parity", "--hf", str(stock), "--modelfile", str(gguf)]) == 2 # no text at all
     capsys.readouterr()
     assert main(["parity", "--gguf", str(gguf), "--hf", str(stock), "--modelfile", str(tmp_path / "nowhere")]) == 2 and "no Modelfile" in capsys.readouterr().err
