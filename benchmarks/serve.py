@@ -65,7 +65,7 @@ def measure_server(run, part, cache, requests):
     with open_server(run, part, cache) as server, ThreadPoolExecutor(int(part.rsplit("-", 1)[1])) as clients:
         def ask(request):
             tools = {"tools": request["tools"]} if request["tools"] else {}
-            body = dump_json({"model": server.model, "messages": wire_messages(request["messages"]), "temperature": 0, "max_tokens": TOKENS, **tools}).encode()
+            body = dump_json({"model": server.model, "messages": wire_messages(request), "temperature": 0, "max_tokens": TOKENS, **tools}).encode()
             start = time.perf_counter()
             status, reply = send(server.url, body)
             return time.perf_counter() - start, status, (reply or {}).get("usage") or {}

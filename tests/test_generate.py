@@ -41,12 +41,12 @@ def call_text(name, arguments):
 
 
 def test_what_is_trained_is_in_the_grammar():
-    "Keys inside of an argument are sorted in rows (`canonical_messages`), and in clean schemas, so that no grammar forces a model off what it learnt."
+    "Rows (`canonical_messages`) and clean schemas name arguments in one order, so that no grammar forces a model off what it learnt."
     send = tool("send", {"to": {"type": "object", "required": ["street", "city"], "properties": {"street": {"type": "string"}, "city": {"type": "string"}, "at": {"items": {"properties": {"z": {"type": "integer"}, "a": {"type": "number"}}}}}},
                          "kind": {"enum": [{"z": 1, "a": 0.5}]}, "by": {"$ref": "#/$defs/Way"}}, ["to"], **{"$defs": {"Way": {"type": "object", "properties": {"way": {"type": "string"}, "cost": {"type": "number"}}}}})
     arguments = {"to": {"street": "s", "city": "c", "at": [{"z": 1, "a": 1e18}]}, "kind": {"z": 1, "a": 0.5}, "by": {"way": "w", "cost": 0.1 + 0.2}}
-    made = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "send", "arguments": arguments}}]}])[0]["tool_calls"][0]["function"]
     cleaned, _ = clean_tools([send])
+    made = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "send", "arguments": arguments}}]}], cleaned)[0]["tool_calls"][0]["function"]
     assert grammar_accepts(tool_grammar(cleaned), call_text("send", made["arguments"])) and not check_call(made, cleaned) and not grammar_accepts(tool_grammar([send]), call_text("send", made["arguments"]))
 
 

@@ -122,7 +122,7 @@ def stream(url, body):
 
 def body(server, name, wire=False):
     request = REQUESTS[name]
-    return {"model": server.model, "messages": wire_messages(request["messages"]) if wire else request["messages"], **({"tools": request["tools"]} if request["tools"] else {}),
+    return {"model": server.model, "messages": wire_messages(request) if wire else request["messages"], **({"tools": request["tools"]} if request["tools"] else {}),
             **({"temperature": 0} if wire else {})}
 
 

@@ -62,7 +62,7 @@ def peer(requirement):
 def test_every_case_can_be_asked_of_any_hop(tokenizer):
     assert len({case["name"] for case in CORPUS}) == len(CORPUS) > 60
     for case in CORPUS:
-        assert json.loads(json.dumps(case)) == case and canonical_messages(case["messages"]) == case["messages"]
+        assert json.loads(json.dumps(case)) == case and canonical_messages(case["messages"], case["tools"]) == case["messages"]
         assert clean_tools(case["tools"])[0] == case["tools"] # they are clean already
         assert case["messages"][-1]["role"] in ("user", "tool") and encode_prompt(case, tokenizer)
 
@@ -194,19 +194,26 @@ def any_conversation(pick):
         kind = pick.random() if depth else 0
         if kind < .7: return text() if kind < .4 else number() if kind < .6 else pick.choice([None, True, False])
         return [value(depth - 1) for _ in range(pick.randint(0, 3))] if kind < .85 else {text(): value(depth - 1) for _ in range(pick.randint(0, 4))}
+    def some(fields): return {key: make() for key, make in pick.sample(sorted(fields.items()), pick.randint(0, len(fields)))} # any of them, in any order
+    def customer(depth=2): return some({"name": text, "address": lambda: some({"zip": text, "city": text}), "zone": value, **({"agent": lambda: customer(depth - 1)} if depth else {})})
+    def line(): return some({"sku": text, "qty": number, "gift": text})
+    def order(): return some({"note": text, "customer": customer, "lines": lambda: [line() for _ in range(pick.randint(0, 3))],
+                              "prices": lambda: {text(): some({"sum": number, "currency": text}) for _ in range(pick.randint(0, 3))}, "shop": lambda: some({"name": text, "city": text, "area": text})})
+    tools = pick.choice([ALL_TOOLS, CORPUS[0]["tools"], []])
     messages = [{"role": "system", "content": text()} for _ in range(pick.choice([0, 0, 1, 2]))]
     for _ in range(pick.randint(1, 3)):
         messages.append({"role": "user", "content": text()})
-        calls = [{"type": "function", "function": {"name": "look_up", "arguments": {text(): value() for _ in range(pick.randint(0, 4))}}} for _ in range(pick.randint(0, 3))]
-        if calls: messages += [{"role": "assistant", "content": pick.choice(["", None, text()]), "tool_calls": calls}, *({"role": "tool", "name": "look_up", "content": text()} for _ in calls)]
+        makers = [lambda: {"name": "look_up", "arguments": {text(): value() for _ in range(pick.randint(0, 4))}}, *[lambda: {"name": "objects_inside", "arguments": order()}] * (tools is ALL_TOOLS)]
+        calls = [{"type": "function", "function": pick.choice(makers)()} for _ in range(pick.randint(0, 3))]
+        if calls: messages += [{"role": "assistant", "content": pick.choice(["", None, text()]), "tool_calls": calls}, *({"role": "tool", "name": call["function"]["name"], "content": text()} for call in calls)]
         if pick.random() < .7: messages.append({"role": "assistant", "content": text()})
-    return {"messages": canonical_messages([*messages, {"role": "user", "content": text()}]), "tools": pick.choice([ALL_TOOLS, CORPUS[0]["tools"], []])}
+    return {"messages": canonical_messages([*messages, {"role": "user", "content": text()}], tools), "tools": tools}
 
 
 class OllamaChat(OllamaServer):
     "Asked at `/api/chat`, as the `ollama` client does it, and not in the OpenAI way."
     def prompt_ids(self, request):
-        body = {"model": self.model, "messages": canonical_messages(request["messages"]), "tools": request["tools"], "stream": False, "_debug_render_only": True}
+        body = {"model": self.model, "messages": canonical_messages(request["messages"], request["tools"]), "tools": request["tools"], "stream": False, "_debug_render_only": True}
         return ollama_tokens(self, ask_json(f"{self.url}/api/chat", body)["_debug_info"]["rendered_template"])
 
 

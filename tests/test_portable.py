@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from toolcall_ft.export import build_llama_cpp, export_gguf
-from toolcall_ft.portable import FIELDS, filled, llama_form, llama_json, make_portable, ollama_form, own_template, portable_template, tool_lines
+from toolcall_ft.portable import FIELDS, LLAMA_FORMS, filled, llama_form, llama_json, make_portable, ollama_form, own_template, portable_template, sent_tools, tool_lines
 from toolcall_ft.serve import LlamaServer, fetch_json, server_prompt, server_tokens
 from toolcall_ft.template import MARK, encode_example, encode_prompt, load_tokenizer, model_path, render, split_tokenizer, template_facts
 from toolcall_ft.tools import UserError, canonical_messages, clean_tools, dump_json
@@ -199,9 +199,9 @@ def test_the_fields_of_go(schema, expected):
 def test_no_tool_gets_the_line_of_another():
     "Neither one that another becomes in Ollama, nor one of two that become the same."
     hide = split_tokenizer(load_tokenizer("tiny-qwen2"))["hide"]
-    assert tool_lines([WEATHER, ollama_form(WEATHER)], hide) == {}
+    assert tool_lines(sent_tools([WEATHER, ollama_form(WEATHER)], []), hide, LLAMA_FORMS) == {}
     other = json.loads(dump_json(WEATHER).replace('"minimum": 1', '"minimum": 0'))
-    assert tool_lines([WEATHER, other], hide) == {} and len(tool_lines([WEATHER], hide)) == 1
+    assert tool_lines(sent_tools([WEATHER, other], []), hide, LLAMA_FORMS) == {} and len(tool_lines(sent_tools([WEATHER], []), hide, LLAMA_FORMS)) == 1
 
 
 # ---- in a real llama-server
@@ -232,7 +232,7 @@ HARD = {"no system": ([USER], TOOLS), "system": ([SYSTEM, USER], TOOLS), "late s
 def test_llama_server_makes_the_prompt_of_training(served, name):
     tokenizer, server = served
     messages, tools = HARD[name]
-    request = {"messages": canonical_messages([{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]), "tools": tools}
+    request = {"messages": canonical_messages([{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages], tools), "tools": tools}
     if request["messages"][-1]["role"] == "assistant": request["messages"].append({"role": "user", "content": "?"})
     trained = {**request, "tools": [next((known for known in TOOLS if ollama_form(known) == each), each) for each in tools]}
     assert server_tokens(server.url, server_prompt(server.url, request)) == encode_prompt(trained, load_tokenizer("tiny-qwen2"))
@@ -244,7 +244,7 @@ SMALLEST = 1e-300 # near the end of what a float can hold, powers of ten are no 
                           st.floats(SMALLEST, 1e300), st.builds("{}e{}".format, st.integers(1, 10**15 - 1), st.integers(-40, 30)).map(float)), min_size=20, max_size=20))
 def test_numbers_of_earlier_calls_keep_their_digits(served, numbers):
     tokenizer, server = served
-    request = {"messages": canonical_messages(after_call(x=numbers)), "tools": [WEATHER]}
+    request = {"messages": canonical_messages(after_call(x=numbers), [WEATHER]), "tools": [WEATHER]}
     assert dump_json(request["messages"][1]["tool_calls"][0]["function"]["arguments"]) in server_prompt(server.url, request)
 
 

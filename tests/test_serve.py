@@ -207,7 +207,7 @@ def test_unnormalised_text_is_the_known_difference(server, tokenizer):
 
 def test_whole_floats_are_sent_as_they_were_trained():
     call = {"type": "function", "function": {"name": "a", "arguments": {"x": [2.0, 2.5, 1e300, -0.0]}}}
-    sent = wire_messages([{"role": "assistant", "content": "", "tool_calls": [call]}])
+    sent = wire_messages({"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]})
     assert sent[0]["tool_calls"][0]["function"]["arguments"] == '{"x": [2, 2.5, 1e+300, 0]}' and call["function"]["arguments"]["x"][0] == 2.0
 
 
@@ -236,7 +236,7 @@ def test_wire_messages_leave_the_example_alone():
     messages = [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "a", "arguments": {"x": "é"}}}]},
                 {"role": "tool", "name": "a", "content": "1"}, {"role": "tool", "name": "a", "content": "orphan"}]
     copy = json.loads(json.dumps(messages))
-    sent = wire_messages(messages)
+    sent = wire_messages({"messages": messages})
     assert messages == copy and sent[0]["tool_calls"][0]["function"]["arguments"] == '{"x": "é"}'
     assert sent[1]["tool_call_id"] == sent[0]["tool_calls"][0]["id"] and sent[2]["tool_call_id"]
 

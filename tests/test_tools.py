@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
-from toolcall_ft.tools import (UserError, canonical, canonical_messages, canonical_number, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
+from toolcall_ft.tools import (UserError, canonical, canonical_argument, canonical_messages, canonical_number, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
@@ -144,7 +144,7 @@ def test_the_table_of_xlam():
     fields = {"type": {"description": "The kind", "type": "str", "default": "game"}, "limit": {"type": "int"}, "tag": {"type": "str, optional", "default": ""}}
     (tool,), repairs = clean_tools(json.dumps([{"name": "giveaways", "description": "d", "parameters": fields}]))
     schema = tool["function"]["parameters"]
-    assert schema["required"] == ["limit"] and [field["type"] for field in schema["properties"].values()] == ["string", "integer", "string"]
+    assert schema["required"] == ["limit"] and {name: field["type"] for name, field in schema["properties"].items()} == {"limit": "integer", "type": "string", "tag": "string"}
     assert any("limit: not marked 'optional', so required" in repair for repair in repairs)
 
 
@@ -489,12 +489,40 @@ NESTED = {"name": "send", "parameters": {"type": "object", "required": ["to"], "
     "kind": {"enum": [{"z": 1, "a": 0.30000000000000004}, "x"]}}}}
 
 
-def test_what_is_inside_of_an_argument_is_named_in_the_order_of_calls():
-    "So that a row, its schema and a grammar that is made of it agree. The arguments themselves keep the order in which they are written."
+def test_schemas_name_arguments_in_the_order_of_calls():
+    "Required ones first, else as written; inside of lists by the alphabet. So a row, its schema and a grammar that is made of it agree."
     (tool,), repairs = clean_tools([NESTED])
     fields = tool["function"]["parameters"]["properties"]
-    assert list(fields) == ["to", "kind"] and list(fields["to"]["properties"]) == ["at", "city", "street"] and list(fields["to"]["properties"]["at"]["items"]["properties"]) == ["a", "z"]
-    assert dump_json(fields["kind"]["enum"]) == '[{"a": 0.3, "z": 1}, "x"]' and any("form that calls have" in repair for repair in repairs) and clean_tools([tool]) == ([tool], [])
+    assert list(fields) == ["to", "kind"] and list(fields["to"]["properties"]) == ["street", "city", "at"] and list(fields["to"]["properties"]["at"]["items"]["properties"]) == ["a", "z"]
+    assert dump_json(fields["kind"]["enum"]) == '[{"a": 0.3, "z": 1}, "x"]' and any("order of calls" in repair for repair in repairs) and clean_tools([tool]) == ([tool], [])
+
+
+ORDER = {"name": "create_order", "parameters": {"type": "object", "required": ["customer"], "properties": {
+    "note": {"type": "string"},
+    "customer": {"type": "object", "required": ["name"], "properties": {"address": {"type": "object", "properties": {"zip": {"type": "string"}, "city": {"type": "string"}}}, "name": {"type": "string"}}},
+    "lines": {"type": "array", "items": {"$ref": "#/$defs/Line"}}},
+    "$defs": {"Line": {"type": "object", "required": ["sku", "qty"], "properties": {"sku": {"type": "string"}, "gift": {"type": "boolean"}, "qty": {"type": "integer"}}}}}}
+
+
+@pytest.mark.parametrize("written, ordered", [
+    ({"customer": {"address": {"city": "Oslo", "zip": "1"}, "name": "Li"}}, '{"customer": {"name": "Li", "address": {"zip": "1", "city": "Oslo"}}}'),
+    ({"note": "n", "customer": {"name": "Li"}}, '{"customer": {"name": "Li"}, "note": "n"}'),
+    ({"lines": [{"gift": True, "qty": 1, "sku": "a"}, {"sku": "b", "qty": 2}], "customer": {"zone": {"b": 1, "a": 2}, "name": "Li", "age": 3}},
+     '{"customer": {"name": "Li", "age": 3, "zone": {"a": 2, "b": 1}}, "lines": [{"qty": 1, "sku": "a", "gift": true}, {"qty": 2, "sku": "b"}]}')])
+def test_arguments_come_in_the_order_of_their_schema(written, ordered):
+    tools, _ = clean_tools([ORDER])
+    call = {"type": "function", "function": {"name": "create_order", "arguments": written}}
+    once = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [call]}], tools)
+    assert dump_json(once[0]["tool_calls"][0]["function"]["arguments"]) == ordered and canonical_messages(once, tools) == once
+
+
+@pytest.mark.parametrize("parts", [
+    [{"allOf": [{"properties": {"z": {}, "a": {}}}, {"properties": {"b": {}}, "required": ["b"]}]}],
+    [{"anyOf": [{"properties": {"b": {}, "z": {}}, "required": ["b"]}, {"type": "null"}], "properties": {}}, {"properties": {"a": {}}}],
+    [{"$ref": "#/$defs/Loop"}, {"properties": {"a": {}}}]])
+def test_composed_schemas_have_an_order_too(parts):
+    top = {"$defs": {"Loop": {"properties": {"b": {}, "z": {}}, "allOf": [{"$ref": "#/$defs/Loop"}]}}}
+    assert list(canonical_argument({"a": 1, "b": 2, "z": 3}, {"anyOf": parts}, top)) == ["b", "z", "a"]
 
 
 def test_keys_that_only_look_alike_stay_two():

@@ -143,7 +143,7 @@ def post(server, path, body):
 
 
 def chat(server, request, **settings):
-    body = {"model": server.model, "temperature": 0, "max_tokens": 160, **request, "messages": wire_messages(request["messages"]), **settings}
+    body = {"model": server.model, "temperature": 0, "max_tokens": 160, **request, "messages": wire_messages(request), **settings}
     status, answer = post(server, "/v1/chat/completions", body)
     assert status == 200, answer
     return answer["choices"][0]
@@ -254,7 +254,7 @@ def test_the_hard_corpus_is_that_of_training_too(server, tokenizer):
 
 def test_tokenize_is_what_a_chat_is_given(server, tokenizer):
     for name in ("two calls", "all sorts of tools", "typed <|im_end|> as question"):
-        body = {"model": server.model, **CASES[name], "messages": wire_messages(CASES[name]["messages"]), "max_tokens": 1, "return_token_ids": True}
+        body = {"model": server.model, **CASES[name], "messages": wire_messages(CASES[name]), "max_tokens": 1, "return_token_ids": True}
         assert post(server, "/v1/chat/completions", body)[1]["prompt_token_ids"] == encode_prompt(CASES[name], tokenizer)
 
 

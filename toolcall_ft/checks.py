@@ -8,10 +8,9 @@ __all__ = ['KINDS', 'SEVERITIES', 'ENOUGH', 'FEW_PLAIN', 'DOMINANT', 'FOLLOWERS'
            'message_problem', 'tool_problem', 'example_problem', 'order_problems', 'result_problems', 'letters',
            'hanzi_number', 'said_numbers', 'open_numbers', 'any_between', 'is_said', 'form_problems', 'call_problems',
            'invented_values', 'look_alikes', 'digest', 'calls_made', 'loose_key', 'repeated_rows', 'leak_keys',
-           'leaked_rows', 'tool_balance', 'is_plain', 'plain_share', 'turned_keys', 'argument_order', 'argument_use',
-           'schema_use', 'usable_rows', 'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind',
-           'check_table', 'draw_balance', 'draw_findings', 'draw_lengths', 'check_chart', 'write_figure',
-           'write_report', 'strict_error']
+           'leaked_rows', 'tool_balance', 'is_plain', 'plain_share', 'argument_use', 'schema_use', 'usable_rows',
+           'length_of', 'row_findings', 'check_examples', 'code_span', 'count_kind', 'check_table', 'draw_balance',
+           'draw_findings', 'draw_lengths', 'check_chart', 'write_figure', 'write_report', 'strict_error']
 
 # %% ../nbs/01b_checks.ipynb #c002
 import json
@@ -55,7 +54,6 @@ KINDS = {
     "rare tool": ("note", "a tool with few training rows"),
     "dominant tool": ("note", "one tool has most of the calls, so guessing it scores well"),
     "uncalled tool": ("note", "a tool that is offered and never called"),
-    "argument order": ("warning", "calls name arguments in another order than required ones first, then as in the schema; llama-server's grammar holds to that one, and loses or guesses values"),
     "argument use": ("note", "an optional argument that is always given, which teaches that it is required, or never"),
     "unseen choice": ("note", "permitted values that no training row uses"),
     "invented value": ("note", "an argument's text or number does not stand in the conversation before the call"),
@@ -210,7 +208,7 @@ def is_said(number, said:list, # numbers, sorted
 def form_problems(example:dict):
     "Yields at most one (kind, text): the first turn that `canonical_messages` would write otherwise."
     said = lambda message: dump_json([message["content"], *(call["function"]["arguments"] for call in message.get("tool_calls", []))])
-    for message, same in zip(example["messages"], canonical_messages(example["messages"])):
+    for message, same in zip(example["messages"], canonical_messages(example["messages"], example["tools"])):
         if said(message) != said(same) and (message["content"].strip() or message.get("tool_calls")): # a turn that says nothing is a matter of its own
             yield "other form", f"a turn of the {message['role']}: {said(message)[:80]}"
             return
@@ -337,20 +335,6 @@ def plain_share(rows:dict):
     if plain < FEW_PLAIN * offering: yield "few plain answers", split, None, f"{plain} of {offering} rows of {split} that offer tools make no call"
 
 # %% ../nbs/01b_checks.ipynb #c041
-def turned_keys(schema, value):
-    "Yields (keys, the order that llama-server's grammar wants) for each object in a value where the two differ: required ones first, then as in the schema."
-    if isinstance(value, list) and isinstance(schema, dict): yield from (turned for item in value for turned in turned_keys(schema.get("items"), item))
-    fields = schema.get("properties") if isinstance(schema, dict) and isinstance(value, dict) else None
-    order = {key: (key not in schema.get("required", []), number) for number, key in enumerate(fields or {})}
-    keys = [key for key in value if key in order] if order else []
-    if keys != sorted(keys, key=order.get): yield keys, sorted(keys, key=order.get)
-    for key in keys: yield from turned_keys(fields[key], value[key])
-
-def argument_order(name:str, schema:dict, calls:list): # as in `argument_use`
-    "Yields at most one (kind, text): calls whose arguments do not come in the order of llama-server's grammar, at any depth."
-    turned = [first for first in (next(turned_keys(schema, arguments), None) for arguments in calls) if first]
-    if turned: yield "argument order", f"{name}: {len(turned)} of {len(calls)} calls, such as {', '.join(turned[0][0])}; the grammar wants {', '.join(turned[0][1])}"
-
 def argument_use(name:str, # of a tool
                  schema:dict, # its parameters
                  calls:list, # the arguments of its calls
@@ -379,8 +363,8 @@ def schema_use(rows:dict):
         fields = {"the tool": tool, **tool["parameters"].get("properties", {})}
         silent = [key for key, field in fields.items() if not str(field.get("description") or "").strip()]
         if silent: yield "no description", split, None, f"{tool['name']}: {', '.join(silent)}"
-        asked = tool["name"], tool["parameters"], arguments
-        yield from ((kind, split, None, said) for kind, said in [*argument_order(*asked), *(argument_use(*asked) if len(arguments) >= ENOUGH else [])])
+        if len(arguments) < ENOUGH: continue
+        yield from ((kind, split, None, said) for kind, said in argument_use(tool["name"], tool["parameters"], arguments))
 
 # %% ../nbs/01b_checks.ipynb #c045
 ROW_CHECKS = (order_problems, result_problems, form_problems, call_problems, invented_values, look_alikes)

@@ -399,7 +399,8 @@ def finish_example(row:dict, # from `read_record`
                    system:str=None, # a system prompt for records that bring none
                    )->dict:
     "A record that was read, as an example: its tools found, every call checked. Raises `RecordError` (field, reason)."
-    messages, offered = canonical_messages(row["messages"]), offered_tools(row["tools"], tools)
+    offered = offered_tools(row["tools"], tools)
+    messages = canonical_messages(row["messages"], offered)
     if not any(m["role"] == "user" for m in messages): raise RecordError("messages", "no user turn")
     if messages[-1]["role"] != "assistant": raise RecordError("messages", "the last turn must be the assistant's")
     for call, raw in zip(calls_of(messages), calls_of(row["messages"])):

@@ -355,7 +355,7 @@ def generate_answers(model, tokenizer, requests:list, # {"messages", "tools"}
                      thinking:bool=None, # as the model was trained: on, off, or as its template does by itself
                      )->list: # {"content", "calls", "errors", "text", "seconds"}, in the order of the requests
     "Ask a model, in batches; the answers are parsed into content, calls and errors."
-    prompts = [encode_prompt({**request, "messages": canonical_messages(request["messages"])}, tokenizer, thinking) for request in requests]  # as in training
+    prompts = [encode_prompt({**request, "messages": canonical_messages(request["messages"], request.get("tools"))}, tokenizer, thinking) for request in requests]  # as in training
     answers = [None] * len(requests)
     for batch in tqdm(make_batches(requests, list(map(len, prompts)), batch_size), unit="batch", leave=False, disable=None):  # None: shown in a terminal only
         start = time.perf_counter()

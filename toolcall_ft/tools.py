@@ -6,15 +6,15 @@
 __all__ = ['JSON_DECODER', 'ANNOTATIONS', 'JSON_TYPES', 'OTHER_NAMES', 'ENUM_TYPE', 'TYPE_NAMES', 'PROSE_CHOICES', 'NO_CHOICES',
            'INSIDE', 'OBJECT_KEYWORDS', 'FORMAT_EXAMPLES', 'ALLOWED', 'JOINER', 'STOP_TOKENS', 'UserError',
            'unique_keys', 'refuse_constant', 'check_value', 'parse_json', 'read_text', 'read_json', 'dump_json',
-           'part_accents', 'canonical', 'canonical_number', 'canonical_argument', 'tidy_call', 'canonical_messages',
-           'tool_schema', 'allow_null', 'split_type', 'any_of', 'literal_value', 'clean_type', 'prose_enum',
-           'modern_field', 'clean_types', 'text_field', 'clean_field', 'clean_schema', 'order_fields', 'clean_object',
-           'list_properties', 'table_schema', 'object_schema', 'references', 'pattern_size', 'compile_pattern',
-           'is_pattern', 'check_schema', 'clean_tool', 'tool_list', 'clean_tools', 'mcp_servers', 'mcp_session',
-           'mcp_trouble', 'mcp_connection', 'result_text', 'mcp_name', 'mcp_tools', 'mcp_functions', 'error_line',
-           'read_functions', 'name_line', 'read_tools', 'pattern_fits', 'resolve_patterns', 'keys_inside',
-           'schema_validator', 'nearest', 'allowed', 'complaints', 'check_call', 'as_typed', 'read_block', 'drop_stops',
-           'parse_calls']
+           'part_accents', 'canonical', 'canonical_number', 'look_up', 'schema_parts', 'ordered_fields',
+           'canonical_argument', 'tidy_call', 'canonical_messages', 'tool_schema', 'allow_null', 'split_type', 'any_of',
+           'literal_value', 'clean_type', 'prose_enum', 'modern_field', 'clean_types', 'text_field', 'clean_field',
+           'order_schema', 'clean_object', 'list_properties', 'table_schema', 'object_schema', 'references',
+           'pattern_size', 'compile_pattern', 'is_pattern', 'check_schema', 'clean_tool', 'tool_list', 'clean_tools',
+           'mcp_servers', 'mcp_session', 'mcp_trouble', 'mcp_connection', 'result_text', 'mcp_name', 'mcp_tools',
+           'mcp_functions', 'error_line', 'read_functions', 'name_line', 'read_tools', 'pattern_fits',
+           'resolve_patterns', 'keys_inside', 'schema_validator', 'nearest', 'allowed', 'complaints', 'check_call',
+           'as_typed', 'read_block', 'drop_stops', 'parse_calls']
 
 # %% ../nbs/00_tools.ipynb #c002
 import ast
@@ -134,11 +134,53 @@ def canonical_number(value, # whole or not
     if len(str(size).rstrip("0")) > 15 or not (size < 2**63 or 10**21 <= size < 10**308): return str(whole)
     return whole if size < 2**63 else float(whole) # from 1e21 on every program writes an exponent
 
+def look_up(schema:dict, # of all arguments of a tool
+            reference:str, # such as `#/$defs/Place`
+           )->object: # what stands there; None if nothing does
+    "Follow a `$ref` inside of a schema."
+    for part in reference.lstrip("#").split("/")[1:]:
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and name.isdecimal() and int(name) < len(schema): schema = schema[int(name)]
+        else: schema = schema.get(name) if isinstance(schema, dict) else None
+    return schema
+
+def schema_parts(schema, # of an argument
+                 top:dict, # of all arguments, in which references are looked up
+                 seen:tuple=(), # references on the way here
+                )->list: # of dicts
+    "A schema and all that it is made of: behind `$ref`, in `allOf`, `anyOf` and `oneOf`. A circle of references ends."
+    if not isinstance(schema, dict): return []
+    inside = [part for key in ("allOf", "anyOf", "oneOf") if isinstance(schema.get(key), list) for part in schema[key]]
+    reference = schema.get("$ref")
+    if reference and reference not in seen:
+        inside.append(look_up(top, reference))
+        seen = (*seen, reference)
+    return [schema, *(found for part in inside for found in schema_parts(part, top, seen))]
+
+def ordered_fields(parts:list, # from `schema_parts`
+                  )->dict: # {name: schemas}
+    "The arguments that a schema names, in the order of calls: the required ones first, each kind as in the schema."
+    fields, required = {}, []
+    for part in parts:
+        required += part["required"] if isinstance(part.get("required"), list) else []
+        for name, field in (part.get("properties") or {}).items(): fields.setdefault(name, []).append(field)
+    return {name: fields[name] for name in sorted(fields, key=lambda name: name not in required)}
+
 def canonical_argument(value, # of a call, or a value in a schema
+                       schema=None, # what the tool says of it
+                       top:dict=None, # the schema of all arguments
                       ): # the same as every server hands it on
-    "Keys sorted, numbers as in `canonical_number`."
-    if isinstance(value, list): return [canonical_argument(item) for item in value]
-    if isinstance(value, dict): return {key: canonical_argument(value[key]) for key in sorted(value)}
+    "Keys in the order of the schema (`ordered_fields`), those that it does not name behind them by the alphabet; numbers as in `canonical_number`."
+    parts = schema_parts(schema, top or {}) if isinstance(value, (list, dict)) else []
+    if isinstance(value, list):
+        inner = {"anyOf": [part["items"] for part in parts if "items" in part]}
+        starts = [part["prefixItems"] for part in parts if "prefixItems" in part]
+        kinds = [{"anyOf": [start[place] for start in starts if place < len(start)] or [inner]} for place in range(len(value))]
+        return [canonical_argument(item, kind, top) for item, kind in zip(value, kinds)]
+    if isinstance(value, dict):
+        fields, extra = ordered_fields(parts), [part["additionalProperties"] for part in parts if "additionalProperties" in part]
+        names = [*(name for name in fields if name in value), *sorted(value.keys() - fields.keys())]
+        return {name: canonical_argument(value[name], {"anyOf": fields.get(name, extra)}, top) for name in names}
     return canonical_number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 def tidy_call(call:dict, # with the arguments as an object or as JSON text
@@ -154,13 +196,18 @@ def tidy_call(call:dict, # with the arguments as an object or as JSON text
     return {"type": "function", "function": {**function, "arguments": arguments}}
 
 def canonical_messages(messages:list, # of a conversation
+                       tools:list=(), # that are offered in it, cleaned
                       )->list: # the same conversation
-    "Messages in the one form that every server makes the same prompt of: `canonical`, the value of each argument by `canonical_argument`, no white space before the assistant's words. The input is not changed."
+    "Messages in the one form that every server makes the same prompt of: `canonical`, arguments by `canonical_argument`, no white space before the assistant's words. The input is not changed."
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools or ()}
     tidy = canonical([{**message, "tool_calls": [tidy_call(call) for call in message["tool_calls"]]} if message.get("tool_calls") else message for message in messages])
     for message in tidy:
         if message["role"] == "assistant" and isinstance(message.get("content"), str): message["content"] = message["content"].lstrip()
         for call in message.get("tool_calls") or []:
-            call["function"]["arguments"] = {key: canonical_argument(value) for key, value in call["function"]["arguments"].items()}
+            arguments, schema = call["function"]["arguments"], schemas.get(call["function"].get("name"))
+            if schema: arguments = canonical_argument(arguments, schema, schema)
+            else: arguments = {key: canonical_argument(value) for key, value in arguments.items()}
+            call["function"]["arguments"] = arguments
     return tidy
 
 # %% ../nbs/00_tools.ipynb #c016
@@ -325,11 +372,7 @@ def clean_field(field, # the schema of one argument, in any state; `true` and `f
                 where:str, # how to name it in a message
                 repairs:list, # sentences are added here
                 ):
-    "The JSON Schema of one argument and of all that is inside it, in the order of calls. Raises `UserError` for what cannot be repaired."
-    return order_fields(clean_schema(field, where, repairs), where, repairs)
-
-def clean_schema(field, where:str, repairs:list): # as in `clean_field`
-    "The JSON Schema of an argument, or of all of them, its own properties in the order in which they are written."
+    "The JSON Schema of one argument and of all that is inside it. Raises `UserError` for what cannot be repaired."
     if isinstance(field, bool): return field
     if isinstance(field, str): field = text_field(field)
     if not isinstance(field, dict): raise UserError(f"{where}: a description is needed here, an object, not {str(field)[:60]!r}.")
@@ -346,12 +389,24 @@ def clean_schema(field, where:str, repairs:list): # as in `clean_field`
     return clean_object(field, where, repairs) if isinstance(field.get("properties"), dict) else field
 
 # %% ../nbs/00_tools.ipynb #c031
-def order_fields(field, where:str, repairs:list): # as in `clean_field`
-    "What calls hold inside of an argument has its keys sorted (`canonical_argument`), so a schema names them in that order: a grammar made of it wants them so."
-    if isinstance(field, bool): return field
-    ordered = field | {key: canonical_argument(field[key]) for key in ("enum", "const", "default", "examples") if key in field}
-    if isinstance(field.get("properties"), dict): ordered["properties"] = dict(sorted(field["properties"].items()))
-    if dump_json(ordered) != dump_json(field): repairs.append(f"{where}: put into the form that calls have: fields inside by name, numbers with up to 15 digits")
+def order_schema(schema, # cleaned
+                 top:dict, # the schema of all arguments
+                 by_name:bool=False, # are we inside of a list or of a definition?
+                ): # the same schema
+    "A schema in the order of calls: required properties first. Inside of lists and definitions each kind is by the alphabet, since Ollama sorts what stands there."
+    if isinstance(schema, list): return [order_schema(part, top, by_name) for part in schema]
+    if not isinstance(schema, dict): return schema
+    ordered = {}
+    for key, part in schema.items():
+        inner = by_name or key in ("items", "$defs", "definitions")
+        if key in ("enum", "examples") and isinstance(part, list): ordered[key] = [canonical_argument(value, schema, top) for value in part]
+        elif key in ("const", "default"): ordered[key] = canonical_argument(part, schema, top)
+        elif key in ("properties", *INSIDE[-4:]) and isinstance(part, dict): ordered[key] = {name: order_schema(field, top, inner) for name, field in part.items()}
+        else: ordered[key] = order_schema(part, top, inner) if key in INSIDE else part
+    if isinstance(ordered.get("properties"), dict):
+        required = ordered.get("required", [])
+        place = lambda name: (name not in required, name if by_name else "")
+        ordered["properties"] = {name: ordered["properties"][name] for name in sorted(ordered["properties"], key=place)}
     return ordered
 
 def clean_object(schema:dict, # an object schema with `properties`
@@ -426,7 +481,7 @@ def object_schema(parameters, # None, a list of {"name": ...}, a table {name: sc
     if table: parameters = table_schema(table, where, repairs) | {key: value for key, value in parameters.items() if key not in table}
     parameters = {**parameters, "type": parameters.get("type") or "object", "properties": parameters.get("properties") or {}}
     if not isinstance(parameters["properties"], (dict, list)): raise UserError(f"{where}.properties: an object is needed, not {str(parameters['properties'])[:60]!r}.")
-    schema = clean_schema(parameters, where, repairs)
+    schema = clean_field(parameters, where, repairs)
     if schema.get("type") != "object": raise UserError(f"{where}: the type must be 'object', not {parameters['type']!r}.")
     return schema
 
@@ -504,8 +559,10 @@ def clean_tool(tool, # a function, or a dict in any of the usual shapes, or its 
     if key != "parameters": repairs.append(f"{name}: '{key}' became 'parameters'")
     dropped = [other for other in inner if other not in ("type", "name", "description", key)]
     if dropped: repairs.append(f"{name}: {', '.join(dropped)} left out: a tool has a name, a description and parameters")
-    schema = object_schema(inner.get(key), f"{name}.parameters", repairs)
-    check_schema(dump_json(schema), f"{name}.parameters")
+    written = object_schema(inner.get(key), f"{name}.parameters", repairs)
+    check_schema(dump_json(written), f"{name}.parameters")
+    schema = order_schema(written, written)
+    if dump_json(schema) != dump_json(written): repairs.append(f"{name}.parameters: put into the order of calls, required arguments first; numbers with up to 15 digits")
     return {"type": "function", "function": {"name": name, "description": str(inner.get("description") or ""), "parameters": schema}}
 
 # %% ../nbs/00_tools.ipynb #c039
