@@ -3,7 +3,6 @@
     python benchmarks/nested.py        # about eight minutes on two cores; writes benchmarks/results/nested.json
 """
 import json
-import platform
 import random
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from toolcall_ft.portable import make_portable
 from toolcall_ft.serve import LlamaServer, openai_answerer
 from toolcall_ft.template import model_path
 from toolcall_ft.tools import clean_tools
-from toolcall_ft.train import merge_adapter, train_lora
+from toolcall_ft.train import machine_name, merge_adapter, train_lora
 
 CUSTOMER = {"type": "object", "required": ["name"], "properties": {
     "name": {"type": "string", "description": "Name"},
@@ -68,7 +67,7 @@ def measure(examples: list, folder: Path) -> dict:
 
 if __name__ == "__main__":
     examples = rows()
-    results = {"processor": platform.processor() or platform.machine()}
+    results = {"machine": machine_name()}
     with tempfile.TemporaryDirectory() as work:
         for name, given in (("in the schema's order", examples), ("by the alphabet, as before", [by_the_alphabet(example) for example in examples])):
             results[name] = measure(given, Path(work) / name.split()[0])

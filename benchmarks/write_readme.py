@@ -11,6 +11,8 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 
+from demo_stages import machine_table
+
 from toolcall_ft.cli import result_table
 from toolcall_ft.serve import parity_table
 
@@ -18,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ZH = {"| | exact match | 95 % interval | right tool | arguments | n |": "| | 完全匹配 | 95 % 置信区间 | 选对工具 | 参数 | 样本数 |",
       "before training": "训练前", "after LoRA, with grammar": "LoRA 之后，加语法约束", "after LoRA": "LoRA 之后",
       "in llama-server": "（llama-server）", " to ": " ~ ", "| hop | prompts: test | prompts: hard corpus | outputs the same | calls the same | right calls | seconds, median |":
-      "| 环节 | 提示词：测试集 | 提示词：难例集 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |", "training row": "训练样本", " of ": " / "}
+      "| 环节 | 提示词：测试集 | 提示词：难例集 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |", "training row": "训练样本", " of ": " / ",
+      "| trained in | on | training | whole chain | exact match after LoRA | 95 % interval | n |": "| 训练用的数值格式 | 机器 | 训练 | 整条链路 | LoRA 之后完全匹配 | 95 % 置信区间 | 样本数 |", " cores |": " 核 |"}
 
 
 def english() -> str:
@@ -43,7 +46,7 @@ def translated(path: Path, table) -> str:
 def chinese() -> str:
     "README.zh-CN.md as it should be: the tables between its marks are those of the last figures."
     text = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
-    tables = {"figures": translated(ROOT / "benchmarks" / "demo_summary.json", result_table),
+    tables = {"figures": translated(ROOT / "benchmarks" / "demo_summary.json", lambda summary: f"{result_table(summary)}\n\n{machine_table()}"),
               "parity": translated(ROOT / "benchmarks" / "results" / "parity.json", lambda report: parity_table(report).partition("\n\n")[0])}
     for mark, table in tables.items():
         text = re.sub(f"(<!-- {mark} -->\n).*?(\n<!-- end of {mark} -->)", lambda match: match[1] + table + match[2], text, flags=re.DOTALL)

@@ -264,7 +264,10 @@ def make_adapter(config:dict, # the configuration
     "Train the LoRA adapter (notebook 03)."
     from toolcall_ft.data import read_jsonl
     from toolcall_ft.template import model_path
-    from toolcall_ft.train import train_lora
+    from toolcall_ft.train import compute_type, machine_name, train_lora
+    form = compute_type()
+    slow = ", about half as fast as a processor that computes in bfloat16 by itself" if form == "float32" else ""
+    print(f"  training in {form} on {machine_name()}{slow}", flush=True)
     parts = [read_jsonl(need(config, f"data/{part}.jsonl", "data")) for part in ("train", "validation")]
     return train_lora(*parts, model_path(config["model"]), config["run"], seed=config["seed"], **config["train"])
 

@@ -136,7 +136,7 @@ def fetch_llama_source(folder:Path, # where to put it
     wanted = folder/"requirements.txt"
     wanted.write_text(f"llama-cpp-python=={LLAMA_VERSION} --hash=sha256:{LLAMA_SHA256}\n")
     print(f"  fetching llama-cpp-python {LLAMA_VERSION} (the source of llama.cpp, 70 MB)", flush=True)
-    run_logged([sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--require-hashes", "-r", wanted, "-d", folder],
+    run_logged([sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes", "-r", wanted, "-d", folder],
                "fetching llama.cpp", "Is there a network? If you have a llama.cpp already, set LLAMA_CPP_DIR to its folder.")
     archive = next(folder.glob("*.tar.gz"))
     with tarfile.open(archive) as tar: tar.extractall(folder, filter="data")

@@ -1,0 +1,33 @@
+"""The demo as a processor without bfloat16 trains it: in float32. Writes benchmarks/results/demo_float32.json.
+
+    python benchmarks/demo_float32.py        # up to twice as long as `make demo`
+"""
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+
+from toolcall_ft import cli, train
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE.parent / "examples"
+RUN = HERE.parent / "runs" / "demo-float32"
+
+
+def main() -> int:
+    shutil.rmtree(RUN, ignore_errors=True)
+    RUN.mkdir(parents=True)
+    settings = yaml.safe_load((EXAMPLES / "config.yaml").read_text(encoding="utf-8"))
+    data = settings["data"]
+    data["logs"] = [str(EXAMPLES / name) for name in ([data["logs"]] if isinstance(data["logs"], str) else data["logs"])]
+    for key in ("tools", "functions"): data[key] = str(EXAMPLES / data[key])
+    settings["run"] = str(RUN)
+    (RUN / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    train.compute_type = lambda: "float32"
+    code = cli.main(["run", "--config", str(RUN / "config.yaml")])
+    if not code: shutil.copy(RUN / "summary.json", HERE / "results" / "demo_float32.json")
+    return code
+
+
+if __name__ == "__main__": sys.exit(main())
