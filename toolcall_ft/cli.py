@@ -907,7 +907,7 @@ def run_parity(config:dict, # the configuration
     for name, why in report["missing"].items(): print(f"not compared: {name}: {why}")
     print(f"{os.path.relpath(config['run'])}/parity.html shows every difference.")
     form, faults = Path(gguf).stem.removeprefix("model-"), breaks(report)
-    if form not in ("F16", "BF16"): print(f"{form}: its weights are rounded. They are another model's, so answers may differ for more than a float sum.")
+    if form not in ("F16", "BF16"): print(f"{form}: its weights are rounded, so answers may differ for that reason, too.")
     faults += [f"{name}: was asked for and is not here" for name in report["missing"] if names]
     if not names and not set(report["hops"]) & set(RUNTIMES.values()): faults.append("no server was compared: there is none here")
     print("", *claims(report), *faults, sep="\n")
@@ -932,7 +932,8 @@ def pair_parity(arguments:argparse.Namespace, # what was typed
 # %% ../nbs/09b_serving.ipynb #c031
 @command(CONFIG, option("--hops", metavar="NAMES", help=f"some of {','.join(HOPS)} (default: all that are here)"), option("--format", default="", help="which GGUF file (default: F16, or as for serve)"),
          option("--answers", type=partial(positive, least=0), metavar="N", help="test requests that each hop answers (default: all; 0: prompts only)"),
-         option("--max-differing", type=partial(positive, least=0), default=0, metavar="N", help="answers of a hop that may have other calls and be no near tie (default: 0)"),
+         option("--max-differing", type=partial(positive, least=0), default=0, metavar="N",
+                help="answers of a hop that may have other calls and be no near ties (default: 0)"),
          option("--gguf", metavar="FILE", help="without a run: any GGUF file,"), option("--hf", metavar="DIR", help="the model folder that it comes from,"), option("--modelfile", metavar="FILE", help="and an Ollama Modelfile for it; alone, its FROM is the GGUF"))
 def parity_command(arguments):
     "Is what is served what was trained? Every prompt and every answer that differs, at every hop; exit code 1 if not"
