@@ -202,7 +202,7 @@ def test_a_call_that_the_server_left_in_the_text_or_lost_is_unexplained(tokenize
     left, lost, unread, none = report["hops"]["two"]["differing"]
     assert left["words"] == "the same tokens, read otherwise" and left["margin"] is None and left["verdict"] == "unexplained" and left["answers"][1] == text
     assert lost["words"] == "token 1: '<tool_call>' or '<|im_end|>'" and lost["answers"][1] == "(nothing)"
-    assert unread["words"] == none["words"] == "there is no answer, or none that can be read" and "status 500" in none["answers"][1]
+    assert unread["words"] == none["words"] == "no answer, one that cannot be read, or half a character" and "status 500" in none["answers"][1]
     assert [found["verdict"] for found in other_calls(report["hops"]["two"])].count("unexplained") == 3 # `lost`: all logits of this model are equal
 
 
@@ -213,10 +213,23 @@ def test_an_answer_to_another_prompt_has_its_reason(tokenizer):
     assert report["hops"]["two"]["differing"][0]["verdict"] == "other prompt" and len(breaks(report)) == 2
 
 
+def differing(tokenizer, ones, twos, logits=None):
+    "The differing answers of a second hop."
+    hops = {"one": Script(tokenizer, ones, logits), "two": Script(tokenizer, twos)}
+    return parity(EXAMPLES[:len(ones)], hops, tokenizer, [])["hops"]["two"]["differing"]
+
+
 def test_a_call_that_a_grammar_would_not_admit_is_said(tokenizer):
     wrong_type = {**said(), "calls": [{"name": "get_weather", "arguments": {"city": 7}}]}
-    report = parity(EXAMPLES[:1], {"one": Script(tokenizer, [wrong_type]), "two": Script(tokenizer, [said("Oslo")])}, tokenizer, [])
-    assert report["hops"]["two"]["differing"][0]["words"].endswith("; the first does not fit its tool's schema")
+    verdicts = lambda *pair: [found["verdict"] for found in differing(tokenizer, *pair)]
+    assert verdicts([wrong_type] * 2, [said("Oslo")] * 2) == ["held to schema"] * 2 and verdicts([said("Oslo")], [wrong_type]) == ["unexplained"]
+    report = parity(EXAMPLES[:2], {"one": Script(tokenizer, [wrong_type] * 2), "two": Script(tokenizer, [said("Oslo")] * 2)}, tokenizer, [])
+    assert claims(report)[1].endswith("calls 0 of 2; 2 held to schema.") and breaks(report)
+
+
+def test_half_a_character_has_no_tokens_that_could_be_compared(tokenizer):
+    found, = differing(tokenizer, [said("Os\ufffd")], [said("Oslo")], lambda ids: [0.0] * len(tokenizer))
+    assert found["margin"] is None and found["verdict"] == "unexplained" and "half a character" in found["words"]
 
 
 def test_what_the_template_refuses_is_said(tokenizer):
