@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -472,7 +473,7 @@ def test_the_whole_chain_on_a_small_project(project):
     template = (project / "runs/first/merged/chat_template.jinja").read_text()
     assert "book_room" in template, "the tools of the run are written into it"
     finished = run_program("parity", "--hops", "transformers,llama-server", "--answers", "2", folder=project)
-    assert finished.returncode == 0 and "What was trained is what is served: Transformers, llama-server." in finished.stdout, finished.stdout + finished.stderr
+    assert finished.returncode == 0 and re.search(r"\nllama-server: prompts (\d+) of \1; calls 2 of 2\.\n$", finished.stdout), finished.stdout + finished.stderr
     assert list(json.loads((project / "runs/first/parity.json").read_text())["hops"]) == ["training row", "Transformers", "llama-server"]
     again = run_program("run", folder=project)
     assert again.returncode == 0 and again.stdout.count("done already") == 9
@@ -519,16 +520,22 @@ def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys)
     config = read_config("config.yaml")
     for path in ("merged/config.json", "gguf/model-F16.gguf", "data/test.jsonl"): write_text(project / "runs/first" / path, "")
     report = {"hops": {"training row": {"prompts": {"test": [1, 1], "hard": [1, 1]}, "differences": []}}, "missing": {"vLLM": "vLLM is not here"}, "refused": [], "cases": {"test": 1, "turns": 1}}
-    monkeypatch.setattr(serve, "measure_parity", lambda *arguments: report)
+    monkeypatch.setattr(serve, "measure_parity", lambda *arguments: {**report, "max_differing": arguments[-1]})
     assert main(["parity", "--hops", "vllm"]) == 1
     assert "nothing was compared" in (said := capsys.readouterr().out) and "vLLM: was asked for and is not here" in said
     report["hops"]["Transformers"] = report["hops"]["training row"]
     assert main(["parity"]) == 1 and "no server was compared" in capsys.readouterr().out
     assert main(["parity", "--hops", "transformers"]) == 1  # vLLM is missing in this report, too
     report["missing"] = {}
-    assert main(["parity", "--hops", "transformers"]) == 0 and "answers of two hops were not compared): Transformers." in capsys.readouterr().out
-    report["hops"]["llama-server"] = {**report["hops"]["Transformers"], "calls": [1, 1]}
-    assert main(["parity"]) == 0 and "What was trained is what is served: Transformers, llama-server." in capsys.readouterr().out
+    assert main(["parity", "--hops", "transformers"]) == 0 and "Transformers: prompts 2 of 2.\nThe answers of two hops were not compared.\n" in capsys.readouterr().out
+    report["hops"]["llama-server"] = {**report["hops"]["Transformers"], "calls": [1, 1], "differing": []}
+    assert main(["parity"]) == 0 and capsys.readouterr().out.endswith("\nllama-server: prompts 2 of 2; calls 1 of 1.\n")
+    found = {"case": "test 1", "same calls": False, "answers": ["f({})", "g({})"], "words": "token 3: 'f' or 'g'", "margin": 3.5, "tokens": "", "verdict": "unexplained"}
+    report["hops"]["llama-server"] |= {"calls": [26, 30], "differing": [found] * 4}
+    assert main(["parity"]) == 1 and "calls 26 of 30; 4 unexplained." in (said := capsys.readouterr().out) and said.count("| test 1 | llama-server |") == 4
+    assert main(["parity", "--max-differing", "3"]) == 1 and main(["parity", "--max-differing", "4"]) == 0
+    report["hops"]["llama-server"]["differing"] = [{**found, "margin": 0.01, "verdict": "near tie"}] * 4
+    assert main(["parity"]) == 0 and "calls 26 of 30; 4 near ties (margin 0.010 at most)." in capsys.readouterr().out
     with pytest.raises(SystemExit): main(["parity", "--answers", "-1"])
     assert "0 or more is needed" in capsys.readouterr().err
 

@@ -14,8 +14,9 @@ from toolcall_ft import serve
 from toolcall_ft.cli import main
 from toolcall_ft.export import build_llama_cpp, convert_gguf, export_gguf, find_llama_cpp, read_gguf
 from toolcall_ft.portable import make_portable
-from toolcall_ft.serve import (LlamaServer, OllamaServer, TrainingRow, TransformersHop, ask_json, breaks, check_pair, find_ollama, hard_corpus, measure_parity, model_hops, ollama_tokens, pair_table, parity, parity_html, parity_table,
-                               prompt_differences, same_output)
+from toolcall_ft.generate import read_answer
+from toolcall_ft.serve import (NEAR_TIE, LlamaServer, OllamaServer, TrainingRow, TransformersHop, answer_ids, ask_json, breaks, check_pair, claims, find_ollama, hard_corpus, later_logits, learn_by_heart,
+                               measure_parity, model_hops, ollama_tokens, other_calls, pair_table, parity, parity_html, parity_table, prompt_differences, same_output)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, canonical_messages, clean_tools, dump_json
 
@@ -125,10 +126,110 @@ def test_a_refusal_and_a_dead_server_are_reported_in_their_words(tokenizer):
     assert "it ended while starting" in parity_html(report)
 
 
-def test_answers_that_are_worse_than_chance_break_it(tokenizer):
-    right, wrong = Hop(tokenizer, calls=[CALL]), Hop(tokenizer, calls=[{"name": "get_weather", "arguments": {"city": "Rome"}}])
-    report = parity(EXAMPLES, {"right": right, "wrong": wrong}, tokenizer, [])
-    assert report["hops"]["wrong"]["calls"] == [0, 40] and "below the interval" in breaks(report)[0]
+def said(*cities, words=""):
+    "An answer that calls for the weather of some cities."
+    return {"content": words, "calls": [{"name": "get_weather", "arguments": {"city": city}} for city in cities], "errors": [], "text": ""}
+
+
+class Script(Hop):
+    "A hop with an answer for each request, in order; `logits` makes it one with a model."
+    def __init__(self, tokenizer, answers, logits=None):
+        super().__init__(tokenizer)
+        self.answers = answers
+        if logits: self.next_logits = logits
+
+    def answer(self, requests): return [{**answer, "seconds": 0.1} for answer in self.answers[:len(requests)]]
+
+
+def test_four_calls_of_thirty_that_differ_are_listed_and_break_parity(tokenizer):
+    "The issue's case: less than half of them, and below no interval."
+    right, wrong = Script(tokenizer, [said("Oslo")] * 30), Script(tokenizer, [said("Rome")] * 4 + [said("Oslo")] * 26)
+    report = parity(EXAMPLES[:30], {"right": right, "wrong": wrong}, tokenizer, [])
+    row = report["hops"]["wrong"]
+    assert row["calls"] == row["outputs"] == [26, 30] and [found["case"] for found in row["differing"]] == ["test 1", "test 2", "test 3", "test 4"]
+    assert row["differing"][0]["answers"] == ['get_weather({"city": "Oslo"})', 'get_weather({"city": "Rome"})'] and row["differing"][0]["verdict"] == "unexplained"
+    assert claims(report) == ["right: prompts 30 of 30.", "wrong: prompts 30 of 30; calls 26 of 30; 4 unexplained."]
+    assert breaks(report) == ["wrong: 4 of 30 answers have other calls and are no near ties (0 allowed), the first is 'test 1': token 20: 'O' or 'R'"]
+    assert breaks(report | {"max_differing": 3}) and not breaks(report | {"max_differing": 4})
+    table, page = parity_table(report), parity_html(report)
+    for number in (1, 2, 3, 4):
+        assert f"| test {number} | wrong | get_weather" in table and f"answer of test {number}: token 20" in page
+    assert "| not measured | unexplained |" in table and "margin not measured: unexplained" in page and json.loads(json.dumps(report)) == report
+    for letter, sign in zip("OR", "-+"): assert any(line.startswith(sign) and line.endswith(f"'{letter}'") for line in row["differing"][0]["tokens"].splitlines())
+
+
+def logits_with(tokenizer, first, second):
+    "A model of one state: the logits of 'O' and 'R' are given, all others are 0."
+    token = {letter: tokenizer(letter)["input_ids"][0] for letter in "OR"}
+    return lambda ids: [{token["O"]: first, token["R"]: second}.get(place, 0.0) for place in range(len(tokenizer))]
+
+
+@pytest.mark.parametrize("first, second, margin, verdict", [(9.0, 8.99, 0.01, "near tie"), (8.99, 9.0, 0.01, "near tie"), (9.0, 9.0, 0.0, "near tie"), (9.0, 9.0 - 2 * NEAR_TIE, 2 * NEAR_TIE, "unexplained"),
+                                                            (-5.0, -5.001, 5.001, "unexplained")]) # of the two alone it would be a near tie, and both are wrong
+def test_the_margin_tells_a_near_tie_from_what_no_float_sum_explains(tokenizer, first, second, margin, verdict):
+    hops = {"one": Script(tokenizer, [said("Oslo")], logits_with(tokenizer, first, second)), "two": Script(tokenizer, [said("Rome")])}
+    report = parity(EXAMPLES[:1], hops, tokenizer, [])
+    found, = report["hops"]["two"]["differing"]
+    assert found["margin"] == pytest.approx(margin) and found["verdict"] == verdict and bool(breaks(report)) == (verdict == "unexplained")
+    said_of_it = f"1 near tie (margin {margin:.3f})" if verdict == "near tie" else "1 unexplained"
+    assert claims(report)[1] == f"two: prompts 1 of 1; calls 0 of 1; {said_of_it}."
+
+
+def test_only_answers_that_differ_are_put_to_the_model(tokenizer):
+    asked = []
+    def logits(ids):
+        asked.append(list(ids))
+        return logits_with(tokenizer, 9.0, 8.99)(ids)
+    parity(EXAMPLES[:5], {"one": Script(tokenizer, [said("Oslo")] * 5, logits), "two": Script(tokenizer, [said("Oslo")] * 4 + [said("Rome")])}, tokenizer, [])
+    start = [*encode_prompt({**EXAMPLES[4], "messages": EXAMPLES[4]["messages"][:-1]}, tokenizer), *tokenizer('<tool_call>\n{"name": "get_weather", "arguments": {"city": "')["input_ids"]]
+    assert asked == [start]
+
+
+def test_other_words_with_the_same_calls_are_listed_and_break_nothing(tokenizer):
+    hops = {"one": Script(tokenizer, [said("Oslo")]), "two": Script(tokenizer, [said("Oslo", words="Sure.")])}
+    report = parity(EXAMPLES[:1], hops, tokenizer, [])
+    assert report["hops"]["two"]["outputs"] == [0, 1] and report["hops"]["two"]["calls"] == [1, 1] and breaks(report) == []
+    assert "unexplained (same calls)" in parity_table(report) and claims(report)[1] == "two: prompts 1 of 1; calls 1 of 1."
+
+
+def test_a_call_that_the_server_left_in_the_text_or_lost_is_unexplained(tokenizer):
+    "The tokens are the same; only the reading differs. No margin explains that."
+    text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    broken = {**said(), "errors": ["tool call not readable: x"], "text": '{"role": "assistant"}'}
+    refused = {**said(), "errors": ["status 500"], "unanswered": "refused"}
+    answers = [said(words=text), said(), broken, refused]
+    report = parity(EXAMPLES[:4], {"one": Script(tokenizer, [said("Oslo")] * 4, lambda ids: [0.0] * len(tokenizer)), "two": Script(tokenizer, answers)}, tokenizer, [])
+    left, lost, unread, none = report["hops"]["two"]["differing"]
+    assert left["words"] == "the same tokens, read otherwise" and left["margin"] is None and left["verdict"] == "unexplained" and left["answers"][1] == text
+    assert lost["words"] == "token 1: '<tool_call>' or '<|im_end|>'" and lost["answers"][1] == "(nothing)"
+    assert unread["words"] == none["words"] == "no answer, one that cannot be read, or half a character" and "status 500" in none["answers"][1]
+    assert [found["verdict"] for found in other_calls(report["hops"]["two"])].count("unexplained") == 3 # `lost`: all logits of this model are equal
+
+
+def test_an_answer_to_another_prompt_has_its_reason(tokenizer):
+    other = Script(tokenizer, [said("Rome")])
+    other.change = lambda case, ids: ids[:-1]
+    report = parity(EXAMPLES[:1], {"one": Script(tokenizer, [said("Oslo")], logits_with(tokenizer, 9.0, 8.99)), "two": other}, tokenizer, [])
+    assert report["hops"]["two"]["differing"][0]["verdict"] == "other prompt" and len(breaks(report)) == 2
+
+
+def differing(tokenizer, ones, twos, logits=None):
+    "The differing answers of a second hop."
+    hops = {"one": Script(tokenizer, ones, logits), "two": Script(tokenizer, twos)}
+    return parity(EXAMPLES[:len(ones)], hops, tokenizer, [])["hops"]["two"]["differing"]
+
+
+def test_a_call_that_a_grammar_would_not_admit_is_said(tokenizer):
+    wrong_type = {**said(), "calls": [{"name": "get_weather", "arguments": {"city": 7}}]}
+    verdicts = lambda *pair: [found["verdict"] for found in differing(tokenizer, *pair)]
+    assert verdicts([wrong_type] * 2, [said("Oslo")] * 2) == ["held to schema"] * 2 and verdicts([said("Oslo")], [wrong_type]) == ["unexplained"]
+    report = parity(EXAMPLES[:2], {"one": Script(tokenizer, [wrong_type] * 2), "two": Script(tokenizer, [said("Oslo")] * 2)}, tokenizer, [])
+    assert claims(report)[1].endswith("calls 0 of 2; 2 held to schema.") and breaks(report)
+
+
+def test_half_a_character_has_no_tokens_that_could_be_compared(tokenizer):
+    found, = differing(tokenizer, [said("Os\ufffd")], [said("Oslo")], lambda ids: [0.0] * len(tokenizer))
+    assert found["margin"] is None and found["verdict"] == "unexplained" and "half a character" in found["words"]
 
 
 def test_what_the_template_refuses_is_said(tokenizer):
@@ -146,9 +247,16 @@ def test_a_template_that_refuses_requests_of_the_test_set_breaks_it(tokenizer):
     assert breaks({"cases": {}, "refused": [], "hops": {"llama-server": {"prompts": {"test": [0, 0], "hard": [0, 0]}, "differences": []}}}) == ["no prompt was compared with the training rows"]
 
 
-def test_other_answers_break_it_though_both_are_wrong(tokenizer):
-    said = lambda city: Hop(tokenizer, calls=[{"name": "get_weather", "arguments": {"city": city}}])
-    assert "in only 0 of 40 answers" in breaks(parity(EXAMPLES, {"one": said("Rome"), "two": said("Cairo")}, tokenizer, []))[0]
+def test_answer_ids_are_those_of_training(tokenizer):
+    "What a model wrote as text, and what a server made of it, are the same tokens again; an answer that was cut off has no end."
+    case = {"messages": EXAMPLES[0]["messages"][:-1], "tools": TOOLS}
+    text = 'Sure.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    whole = tokenizer(text + "<|im_end|>")["input_ids"]
+    assert answer_ids({**said("Oslo", words="Sure."), "text": text}, case, tokenizer) == answer_ids(said("Oslo", words="Sure."), case, tokenizer) == whole
+    half = "<tool_call>\n{"
+    cut = read_answer(tokenizer, tokenizer(half)["input_ids"])
+    assert answer_ids(cut, case, tokenizer) == tokenizer(half)["input_ids"]
+    assert answer_ids({**said(words="So"), "errors": ["cut off"]}, case, tokenizer) == tokenizer("So")["input_ids"]
 
 
 def test_same_output():
@@ -164,6 +272,63 @@ def test_the_page_and_the_table_escape_everything(tokenizer):
     table = parity_table(report)
     assert "<" not in table.replace("<script>", "&lt;script>") or "<" not in table
     assert all(line.count("|") - line.count(r"\|") == 8 for line in table.splitlines() if line.startswith("|"))
+
+
+# ---- differing answers of real models -------------------------------------------------------------------------------
+
+CITY_CASES = [{**EXAMPLES[0], "messages": [{"role": "user", "content": question}, *EXAMPLES[0]["messages"][1:]]} for question in ("Weather?", "Is it cold?", "Rain?", "And now?", "Wind?", "Sun?")]
+
+
+def teach(city_of, folder, model="tiny-qwen2"):
+    "A model that knows six answers by heart: the weather of a city."
+    call = lambda city: f'<tool_call>\n{{"name": "get_weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>'
+    learnt = learn_by_heart([({"messages": example["messages"][:-1], "tools": TOOLS}, call(city)) for example, city in zip(CITY_CASES, city_of)], folder, model)
+    assert learnt["wrong tokens"] == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    return teach(["Oslo"] * 6, tmp_path_factory.mktemp("taught"))
+
+
+def test_a_model_that_was_changed_on_the_way_is_found_with_large_margins(taught, tmp_path):
+    "The file that is served comes from other weights, which answer two requests of six otherwise."
+    build_llama_cpp()
+    other = teach(["Oslo", "Rome", "Oslo", "Oslo", "Rome", "Oslo"], tmp_path / "other", taught)
+    gguf = export_gguf(other, tmp_path / "gguf", ["F16"])["F16"]
+    report = measure_parity(taught, gguf, CITY_CASES, tmp_path, names=["transformers", "llama-server"], trained="tiny-qwen2")
+    row = report["hops"]["llama-server"]
+    assert row["calls"] == [4, 6] and [(found["case"], found["verdict"]) for found in row["differing"]] == [("test 2", "unexplained"), ("test 5", "unexplained")]
+    assert all(found["margin"] > 2 for found in row["differing"]) and "2 of 6 answers have other calls" in "".join(breaks(report))
+    alone = measure_parity(taught, gguf, CITY_CASES, tmp_path, names=["llama-server"], trained="tiny-qwen2")
+    assert "differing" not in alone["hops"]["llama-server"] # nobody to compare with
+    assert (tmp_path / "parity.html").read_text(encoding="utf-8").count("<details>") == sum(len(row["differences"]) for row in alone["hops"].values())
+
+
+def test_a_near_tie_of_a_real_model_has_the_margin_that_its_logits_have(taught, tokenizer, tmp_path):
+    "'R' gets the output weights of 'O', a thousandth smaller: the model knows no more which city it is, and a float sum may decide."
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(taught, dtype=torch.float32)
+    o, r = (tokenizer(letter)["input_ids"][0] for letter in "OR")
+    weights = model.get_input_embeddings().weight.data
+    weights[r] = weights[o] * 0.999
+    model.save_pretrained(tmp_path / "tied")
+    tokenizer.save_pretrained(tmp_path / "tied")
+    hop = TransformersHop(tmp_path / "tied")
+    report = parity(CITY_CASES, {"Transformers": hop, "server": Script(tokenizer, [said("Oslo")] * 5 + [said("Rslo")])}, tokenizer, [])
+    found, = report["hops"]["server"]["differing"]
+    start = [*encode_prompt({"messages": CITY_CASES[5]["messages"][:-1], "tools": TOOLS}, tokenizer), *tokenizer('<tool_call>\n{"name": "get_weather", "arguments": {"city": "')["input_ids"]]
+    with torch.inference_mode(): logits = model(input_ids=torch.tensor([start])).logits[0, -1]
+    assert found["margin"] == pytest.approx(float(logits[o] - logits[r]), abs=1e-4) and 0 < found["margin"] < NEAR_TIE
+    assert found["verdict"] == "near tie" and breaks(report) == [] and claims(report)[1].endswith(f"calls 5 of 6; 1 near tie (margin {found['margin']:.3f}).")
+
+
+def test_servers_alone_are_compared_and_the_margin_comes_from_the_folder(taught, tokenizer, tmp_path):
+    hops = {"one": Script(tokenizer, [said("Oslo")] * 6), "two": Script(tokenizer, [said("Rome")] * 6)}
+    margins = lambda folder: {found["margin"] for found in parity(CITY_CASES, hops, tokenizer, [], next_logits=later_logits(folder))["hops"]["two"]["differing"]}
+    assert margins(tmp_path) == {None} and min(margins(taught)) > 2
 
 
 # ---- the real servers -----------------------------------------------------------------------------------------------

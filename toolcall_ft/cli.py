@@ -916,7 +916,7 @@ def run_parity(config:dict, # the configuration
               )->int: # exit code
     "The parity table of a run, printed and written into its folder."
     from toolcall_ft.data import read_jsonl
-    from toolcall_ft.serve import breaks, measure_parity, parity_table
+    from toolcall_ft.serve import breaks, claims, measure_parity, parity_table
     formats = config["export"]["formats"]
     names = arguments.hops.split(",") if arguments.hops else None
     for name in names or []:
@@ -925,15 +925,16 @@ def run_parity(config:dict, # the configuration
     merged, gguf = need(config, "merged", "merge"), find_format(config, arguments.format or ("F16" if "F16" in formats else ""))
     examples = read_jsonl(need(config, "data/test.jsonl", "data"))[:config["evaluate"]["limit"]]
     report = measure_parity(merged, gguf, examples, config["run"], arguments.answers, names and ["training row", *names], model_path(config["model"]),
-                            config["train"]["thinking"], config["serve"]["context"], config["generate"]["max_new_tokens"])
+                            config["train"]["thinking"], config["serve"]["context"], config["generate"]["max_new_tokens"], arguments.max_differing)
     print(parity_table(report))
     for name, why in report["missing"].items(): print(f"not compared: {name}: {why}")
     print(f"{os.path.relpath(config['run'])}/parity.html shows every difference.")
-    served, faults = [name for name in report["hops"] if name != "training row"], breaks(report)
+    form, faults = Path(gguf).stem.removeprefix("model-"), breaks(report)
+    if form not in ("F16", "BF16"): print(f"{form}: its weights are rounded, so answers may differ for that reason, too.")
     faults += [f"{name}: was asked for and is not here" for name in report["missing"] if names]
-    if not names and not set(served) & set(RUNTIMES.values()): faults.append("no server was compared: there is none here")
-    compared = any("calls" in row for row in report["hops"].values())
-    return tell_faults(faults, f"{'What was trained is what is served' if compared else 'The prompts are those of training (answers of two hops were not compared)'}: {', '.join(served)}.")
+    if not names and not set(report["hops"]) & set(RUNTIMES.values()): faults.append("no server was compared: there is none here")
+    print("", *claims(report), *faults, sep="\n")
+    return 1 if faults else 0
 
 # %% ../nbs/09b_serving.ipynb #c030
 def pair_parity(arguments:argparse.Namespace, # what was typed
@@ -954,9 +955,11 @@ def pair_parity(arguments:argparse.Namespace, # what was typed
 # %% ../nbs/09b_serving.ipynb #c031
 @command(CONFIG, option("--hops", metavar="NAMES", help=f"some of {','.join(HOPS)} (default: all that are here)"), option("--format", default="", help="which GGUF file (default: F16, or as for serve)"),
          option("--answers", type=partial(positive, least=0), metavar="N", help="test requests that each hop answers (default: all; 0: prompts only)"),
+         option("--max-differing", type=partial(positive, least=0), default=0, metavar="N",
+                help="answers of a hop that may have other calls and be no near ties (default: 0)"),
          option("--gguf", metavar="FILE", help="without a run: any GGUF file,"), option("--hf", metavar="DIR", help="the model folder that it comes from,"), option("--modelfile", metavar="FILE", help="and an Ollama Modelfile for it; alone, its FROM is the GGUF"))
 def parity_command(arguments):
-    "Is what is served what was trained? Prompts token by token, answers, accuracy, at every hop; exit code 1 if not"
+    "Is what is served what was trained? Every prompt and every answer that differs, at every hop; exit code 1 if not"
     if arguments.gguf or arguments.hf or arguments.modelfile: return pair_parity(arguments)
     return run_parity(read_settings(arguments), arguments)
 
