@@ -17,7 +17,7 @@ from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 
 from toolcall_ft import export
 from toolcall_ft.data import read_examples
-from toolcall_ft.export import (build_llama_cpp, calibration_text, check_gguf, export_adapter, export_gguf, find_llama_cpp, hard_strings, is_qwen2_tokenizer, llama_cache, rename_lookalikes,
+from toolcall_ft.export import (build_llama_cpp, calibration_text, check_gguf, export_adapter, export_gguf, find_llama_cpp, hard_strings, pre_tokenizer_name, llama_cache, rename_lookalikes,
                                 make_imatrix, read_gguf)
 from toolcall_ft.serve import LlamaServer, fetch_json, server_tokens
 from toolcall_ft.template import encode_example, encode_prompt, load_tokenizer, model_path, split_tokenizer
@@ -222,7 +222,7 @@ def test_another_pre_tokenizer_is_refused(tmp_path):
     shutil.copytree(TINY, tmp_path/"model")
     path = tmp_path/"model/tokenizer.json"
     path.write_text(path.read_text(encoding="utf-8").replace(r"|\\p{N}|", r"|\\p{N}{1,3}|"), encoding="utf-8")
-    assert is_qwen2_tokenizer(TINY) and not is_qwen2_tokenizer(tmp_path/"model")
+    assert pre_tokenizer_name(TINY) == "qwen2" and pre_tokenizer_name(tmp_path/"model") is None
     with pytest.raises(UserError, match="not recognized"): export_gguf(tmp_path/"model", tmp_path/"gguf", ["F16"])
     assert list((tmp_path/"gguf").iterdir()) == []
 
