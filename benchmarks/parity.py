@@ -5,7 +5,7 @@
     python benchmarks/parity.py --real-tokenizer   # prompts alone, with Qwen2.5's own vocabulary of 151,665 tokens and random weights
 
 Every answer that differs from that of the first hop is listed with the margin where they part. Exit code 1 if a prompt is another one, or if more than
---max-differing answers of a hop have other calls and are no near ties.
+--max-differing answers of a hop have other calls that nothing explains.
 
 What every hop is compared with are the tokens of training: the template of the model that was trained from, not the one that is served.
 Writes benchmarks/results/parity.json (or parity_real_tokenizer.json), which lesson 08c shows; the run folder is read and never changed.
@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="a run folder with a merged model and a test split")
     parser.add_argument("--config", default="examples/config.yaml", help="of that run: names the model that was trained from")
     parser.add_argument("--answers", type=int, help="requests to answer, all if not given; the prompts of all are compared anyway")
-    parser.add_argument("--max-differing", type=int, default=0, help="answers of a hop that may have other calls and be no near ties")
+    parser.add_argument("--max-differing", type=int, default=0, help="answers of a hop that may have other calls without a reason")
     parser.add_argument("--hops", nargs="+", default=HOPS, help="the hops to ask")
     parser.add_argument("--real-tokenizer", action="store_true", help="Qwen2.5's own vocabulary, random weights, prompts only")
     options = parser.parse_args()

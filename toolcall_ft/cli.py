@@ -956,7 +956,7 @@ def pair_parity(arguments:argparse.Namespace, # what was typed
 @command(CONFIG, option("--hops", metavar="NAMES", help=f"some of {','.join(HOPS)} (default: all that are here)"), option("--format", default="", help="which GGUF file (default: F16, or as for serve)"),
          option("--answers", type=partial(positive, least=0), metavar="N", help="test requests that each hop answers (default: all; 0: prompts only)"),
          option("--max-differing", type=partial(positive, least=0), default=0, metavar="N",
-                help="answers of a hop that may have other calls and be no near ties (default: 0)"),
+                help="answers of a hop that may have other calls without a reason: no near tie, not held to the schema (default: 0)"),
          option("--gguf", metavar="FILE", help="without a run: any GGUF file,"), option("--hf", metavar="DIR", help="the model folder that it comes from,"), option("--modelfile", metavar="FILE", help="and an Ollama Modelfile for it; alone, its FROM is the GGUF"))
 def parity_command(arguments):
     "Is what is served what was trained? Every prompt and every answer that differs, at every hop; exit code 1 if not"
