@@ -383,7 +383,7 @@ def offered_tools(names, # the tools a record says were offered: names, schemas,
     if all(isinstance(name, str) for name in names): return [known[name] for name in dict.fromkeys(names)]
     try: text, repairs = clean_offer(dump_json([known[name] if isinstance(name, str) else name for name in names]))
     except UserError as error: raise RecordError("tools", str(error)) from None
-    if changes is not None: changes += [("repaired in the tools of records", repair) for repair in repairs]
+    if changes is not None: changes += [("repaired in the tools of records", what) for repair in repairs for what in repair.partition(": ")[2].split("; ")]
     return json.loads(text)
 
 # %% ../nbs/01_data.ipynb #c028
@@ -609,7 +609,8 @@ class Deal:
         over = self.have[kind][name] + unit["kinds"][kind] > self.shares[name] * self.have[kind].total()
         if over and not self.lacks(kind, name): return False
         if unit["pile"] == "validation": return True  # what watches the training is the first to give
-        return all(self.have[kind][unit["pile"]] - n >= self.least[kind][unit["pile"]] for kind, n in unit["kinds"].items())
+        untrained = {kind for kind in unit["kinds"] if name == "train" and not self.have[kind]["train"]}  # what cannot be on both sides is trained
+        return all(kind in untrained or self.have[kind][unit["pile"]] - n >= self.least[kind][unit["pile"]] for kind, n in unit["kinds"].items())
     def has_surplus(self, unit):
         return all(self.have[kind][unit["pile"]] - n >= self.shares[unit["pile"]] * self.have[kind].total() for kind, n in unit["kinds"].items())
     def neediest(self):
@@ -643,7 +644,7 @@ def fill_gaps(deal:Deal, keys_of)->dict: # {split: rows}
     units, by_kind = make_units(deal.splits, keys_of), {kind: [] for kind in deal.have}
     for unit in units:
         for kind in unit["kinds"]: by_kind[kind].append(unit)
-    for kind, name in deal.gaps():
+    for kind, name in (gap for _ in range(2) for gap in deal.gaps()):  # again: what could not be spared at first may be spared then
         for unit in by_kind[kind] if deal.lacks(kind, name) else []:
             if deal.can_move(unit, kind, name): deal.move(unit, name)
     return pile_rows(units, deal.splits)
@@ -979,7 +980,7 @@ def shared_warnings(shared:list, # from `shared_links`
     for kind in ("value", "phrasing"):
         links = [link for link in shared if link["kind"] == kind]
         shown = [f"{link['text'][:60]!r} (train {link['train']}, validation {link['validation']}, test {link['test']})" for link in links]
-        if links: told.append(f"{len(links)} {kind}s stand in more than one split, because a split or a tool would have too few rows otherwise: {some(shown)}; all are in data/shared.jsonl")
+        if links: told.append(f"{kind}s in more than one split ({len(links)}), because a split or a tool would have too few rows otherwise: {some(shown)}; all are in data/shared.jsonl")
     return told
 
 def split_warnings(splits:dict, counts:dict, wanted:dict)->list: # sentences

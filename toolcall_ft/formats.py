@@ -250,7 +250,7 @@ def log_turns(record:dict)->tuple: # (turns, tools)
     if record.get("answer"):
         if calls: turns += log_results(record, calls)
         turns.append(("answer", {"role": "assistant", "content": need(record["answer"], str, "answer")}))
-    elif record.get("result") not in (None, "", [], {}): turns[-1][1]["changes"] = [("not read, because no answer follows", "result")] # it teaches nothing
+    elif record.get("result") not in (None, "", [], {}): turns[-1][1]["changes"] = [("not read because no answer follows", "result")] # it teaches nothing
     return turns, tool_list(record.get("tools"), "tools")
 
 # %% ../nbs/00b_formats.ipynb #c024
