@@ -187,6 +187,16 @@ def test_the_worst_leak_is_found_whatever_the_order_of_the_splits(kind, example)
         assert [(f["kind"], f["split"], f["row"]) for f in found] == ([(kind, "test", 1)] if kind else [])
 
 
+def test_what_is_shared_on_purpose_is_no_surprise():
+    "Where a split had to cut links, `split_rows` knows what is on both sides; a worse leak of such a row is still told."
+    splits = {"train": [rain("Oslo", group="a")], "test": [rain("Oslo", "How cold is {}?"), rain("Oslo", "Fog in {}?", group="a"), rain("Bergen")]}
+    told = lambda shared: [(f["kind"], f["severity"], f["row"]) for f in check_examples(splits, shared=shared) if f["kind"].startswith(("leaked", "shared"))]
+    oslo, words = {"kind": "value", "text": "Oslo"}, {"kind": "phrasing", "text": phrasing(splits["train"][0])}
+    assert told([oslo]) == [("leaked group", "error", 2), ("leaked phrasing", "warning", 3), ("shared on purpose", "note", 1)]
+    assert told([oslo, words]) == [("leaked group", "error", 2), ("shared on purpose", "note", 1), ("shared on purpose", "note", 3)]
+    assert told([words]) == [("leaked group", "error", 2), ("leaked value", "warning", 1), ("shared on purpose", "note", 3)]
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["Oslo", "Bergen", "Molde", "Rome"]), st.sampled_from(["Rain in {}?", "rain in {}", "How cold is {}?", "{}: umbrella?", "Fog, {}"])), min_size=2, max_size=12), st.data())
 def test_leaks_agree_with_the_measure_of_the_data_module(pairs, data):

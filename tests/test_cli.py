@@ -366,11 +366,11 @@ def test_shared_values_and_other_reasons_are_told_once_and_counted_as_in_the_rep
     write_text("logs.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + "".join(json.dumps({"user": "u", "tool_name": f"x{i}{i}", "arguments": {}}) + "\n" for i in range(12)))
     assert main(["data"]) == 0
     said = capsys.readouterr().out
-    told = next(line.split(" (")[0].split(", ", 1)[1] for line in said.splitlines() if line.strip().startswith("leaked value"))
-    assert f"| leaked value | {told} |" in Path("runs/first/data/checks.md").read_text() and "share values" not in said
+    assert said.count("note: values in more than one split (1), because a split or a tool would have too few rows otherwise: 'Li Wei' (train ") == 1
+    assert "| shared on purpose | 1: validation 1 |" in Path("runs/first/data/checks.md").read_text() and "leaked value" not in said
     assert "4 tool_name: other reasons" in said
     found = [json.loads(line) for line in Path("runs/first/data/checks.jsonl").read_text().splitlines()]
-    leaked = next(f for f in found if f["kind"] == "leaked value")
+    leaked = next(f for f in found if f["kind"] == "shared on purpose")
     row = json.loads(Path(f"runs/first/data/{leaked['split']}.jsonl").read_text().splitlines()[leaked["row"] - 1])
     assert leaked["source"] == f"logs.jsonl, line {1 + [line['user'] for line in lines].index(row['messages'][0]['content'])}"
 
@@ -477,6 +477,62 @@ def test_the_whole_chain_on_a_small_project(project):
     assert list(json.loads((project / "runs/first/parity.json").read_text())["hops"]) == ["training row", "Transformers", "llama-server"]
     again = run_program("run", folder=project)
     assert again.returncode == 0 and again.stdout.count("done already") == 9
+
+
+def spoilt(project, bad, good=28):
+    "The sample's first lines, and some that call a tool with a wrong argument."
+    lines = (project / "logs.jsonl").read_text().splitlines()[:good]
+    wrong = json.dumps({"user": "Book Oak", "tool_name": "book_room", "arguments": {"room": 7, "day": "Monday", "people": 2}})
+    write_text("logs.jsonl", "\n".join([*lines, *[wrong] * bad]) + "\n")
+
+
+@pytest.mark.parametrize("command", ["data", "run"])
+def test_too_many_rejected_records_stop_the_run_before_training(project, capsys, command):
+    "It trained on 19 rows after 92 of 120 records were rejected, with exit code 0."
+    spoilt(project, 92)
+    assert main([command]) == 2
+    said, run = capsys.readouterr(), project / "runs/first"
+    assert "92 of 120 records cannot be used" in said.err and "    92 arguments.room: " in said.err and "rejected.jsonl" in said.err and "train …" not in said.out
+    assert len((run / "data/rejected.jsonl").read_text().splitlines()) == 92 and (run / "data/train.jsonl").exists() and not (run / "stages.json").exists()
+    assert main([command]) == 2, "and the second time as well"
+
+
+def test_the_loss_is_said_again_at_the_end_of_a_run(project, monkeypatch, capsys):
+    spoilt(project, 20)
+    monkeypatch.setattr(cli, "chain", lambda config: [Stage("data", cli.make_data, ("data/train.jsonl",))])
+    assert main(["run"]) == 0
+    said = capsys.readouterr().out
+    loss = "20 of 48 records were left out; each is in runs/first/data/rejected.jsonl"
+    assert said.count(loss) == 2 and loss in said.partition("summary.json")[2].partition("Talk to it")[0] and "    20 arguments.room: " in said.partition("summary.json")[2]
+
+
+def test_a_share_is_no_more_than_all(project, capsys):
+    write_text("config.yaml", "data:\n  max_rejected: 20\n")
+    assert main(["data"]) == 2 and "config.yaml, line 2: data.max_rejected: 20.0 is no share" in capsys.readouterr().err
+
+
+def test_thoughts_for_a_model_that_has_no_place_for_them_are_told(project, capsys):
+    lines = (project / "logs.jsonl").read_text().splitlines()
+    thought = {"messages": [{"role": "user", "content": "Where is Ann?"}, {"role": "assistant", "content": "I do not know.", "reasoning_content": "Hm."}]}
+    write_text("logs.jsonl", "\n".join([*lines, json.dumps(thought)]) + "\n")
+    assert main(["data"]) == 0
+    said = capsys.readouterr().out
+    assert "put before the answer in <think>: reasoning_content (1)" in said
+    assert f"1 of {len(lines) + 1} examples hold thoughts (<think>), and the template of tiny-qwen2 has no place for them" in said
+
+
+def test_the_tools_stand_below_the_results_where_the_reports_count_them():
+    report = {**fake_report(0.5), "tools": {"book_room": {"right": 3, "n": 6}, "never": {"right": 0, "n": 0}}}
+    table = result_table({"base": fake_report(0.1), "free": report, "gguf": {}})
+    assert "| after LoRA | 50.0 % |" in table and table.endswith("| book_room | 6 | 50.0 % |\n| never | 0 | never tested |")
+    assert "each tool" not in result_table({"base": fake_report(0.1), "gguf": {}}), "the summary of an earlier version"
+
+
+def test_the_sample_tests_both_of_its_tools(project):
+    "All 48 rows of book_room went to training, and `right tool 100 %` had not seen them."
+    assert main(["data"]) == 0
+    tools = read_record(read_config("config.yaml"))["data"]["facts"]["tools"]
+    assert all(row["test"] >= 3 and row["train"] >= 5 for row in tools.values()) and tools["book_room"]["test"] >= 5
 
 
 def test_a_report_on_no_requests_is_a_row_without_figures():

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from toolcall_ft import data
 from toolcall_ft.data import (CHOICES, build_example, contradictions, disk_errors, from_dataset, group_examples, measure_leakage, open_values, phrasing, prepare_data, read_config, read_examples, read_jsonl, replace_folder,
-                              split_examples, split_rows, to_dataset, write_jsonl, write_text)
+                              shared_links, split_examples, split_rows, to_dataset, write_jsonl, write_text)
 from toolcall_ft.export import GGUF_TYPES
 from toolcall_ft.formats import RecordError
 from toolcall_ft.tools import UserError, clean_tools, dump_json, read_tools
@@ -306,6 +307,94 @@ def test_logs_that_cannot_be_split_are_said_to_be(tmp_path):
     assert counts["train"] == 20 and counts["test"] == 0 and any("test split has 0 rows" in w for w in counts["warnings"])
 
 
+BOOKS, _ = clean_tools([{"name": name, "parameters": {"title": {"type": "string"}, "branch": {"type": "string"}}} for name in ("lend", "renew", "return_book")])
+WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo sierra tango uniform victor whiskey xray".split()
+
+
+def book(tool, words, **values):
+    "A record of the library whose words are its phrasing."
+    return build_example([f"{words}: {' / '.join(values.values())}", tool, values], BOOKS)
+
+
+def chained(tool="return_book"):
+    "Twenty-four rows of a tool; each shares a value with the next, and all but two a branch, so that they are one group."
+    return [book(tool, f"{tool} {word}", title=f"book {i // 2} of {tool}", branch="Main Street") for i, word in enumerate(WORDS)]
+
+
+def asked(rows): return Counter(call["function"]["name"] for example in rows for call in example["messages"][-1]["tool_calls"])
+
+
+def test_a_tool_whose_rows_are_one_group_is_tested_all_the_same(tmp_path):
+    "Its 24 rows were a tenth of all, so the split as a whole looked good, and all of them went to training in silence."
+    others = [book(tool, f"{tool} {word} {other}", title=f"{word} {other} {tool}") for tool in ("lend", "renew") for word in WORDS[:12] for other in WORDS[12:21]]
+    examples = others + chained()
+    assert len(max(group_examples(examples), key=len)) == 24 and "return_book" not in asked(split_examples(examples, .1, .2)["test"])
+    splits = split_rows(examples, .1, .2, 0)
+    assert sum(map(len, splits.values())) == len(examples) and min(asked(splits["test"]).values()) == asked(splits["test"])["return_book"] >= 2
+    shared = shared_links(splits)
+    assert {link["kind"] for link in shared} == {"value"} and shared[0]["text"] == "Main Street" and sum(shared[0][name] for name in splits) == 24
+    assert all("return_book" in link["text"] or link["text"] == "Main Street" for link in shared), "no link of another tool is cut"
+    write_jsonl(tmp_path / "logs.jsonl", examples)
+    write_text(tmp_path / "tools.json", dump_json(BOOKS))
+    write_text(tmp_path / "config.yaml", "run: run")
+    counts = prepare_data(read_config(tmp_path / "config.yaml"))
+    assert counts["tools"]["return_book"]["test"] >= 2 and not any("never tested" in warning for warning in counts["warnings"])
+    told = next(warning for warning in counts["warnings"] if "in more than one split" in warning)
+    assert told.startswith(f"values in more than one split ({len(shared)}), because") and f"'Main Street' (train {shared[0]['train']}, validation {shared[0]['validation']}, test {shared[0]['test']})" in told
+    assert read_jsonl(tmp_path / "run/data/shared.jsonl") == shared
+
+
+def test_the_weakest_links_are_cut_first():
+    "Rows that share only what many rows share go to the test, before a pair that shares what nobody else says."
+    common = [book("lend", f"common {word}", branch="Main Street") for word in WORDS[:20]]
+    pairs = [book("lend", f"rare {word}", title=f"book {i // 2}", branch="Main Street") for i, word in enumerate(WORDS[:10])]
+    splits = split_rows(pairs + common, 0, .2, 0)
+    assert len(splits["test"]) == 6 and {open_values(example) == {"Main Street"} for example in splits["test"]} == {True}
+    assert [(link["text"], link["test"]) for link in shared_links(splits)] == [("Main Street", 6)]
+
+
+def test_whole_groups_move_before_a_link_is_cut():
+    free = [book("renew", f"renew {word}", title=f"book {word}") for word in WORDS[:3]]
+    for seed in range(6):
+        splits = split_rows(free + [book("lend", f"lend {word} {other}", title=f"book {word} {other}") for word in WORDS for other in WORDS[:4]], .1, .2, seed)
+        assert asked(splits["test"])["renew"] and asked(splits["train"])["renew"] and shared_links(splits) == []
+
+
+def test_what_cannot_be_tested_is_named(tmp_path):
+    "One record alone, one named group, and calls that are never the last turn: no split can test these."
+    lend = [{"user": f"lend {word} to me", "tool_name": "lend", "arguments": {"title": f"book {word}"}} for word in WORDS]
+    alone = {"user": "return this, please", "tool_name": "return_book", "arguments": {}}
+    session = [{"user": f"renew {word}", "tool_name": "renew", "arguments": {"title": f"{word} {word}"}, "group": "one session"} for word in WORDS[:7]]
+    config = config_of(tmp_path, [*lend, alone, *session])
+    write_text(tmp_path / "tools.json", dump_json(BOOKS))
+    counts = prepare_data(config)
+    assert counts["tools"]["return_book"] == {"train": 1, "validation": 0, "test": 0} and counts["tools"]["renew"]["train"] == 7
+    assert [warning for warning in counts["warnings"] if "never tested: renew (7 rows), return_book (1 rows);" in warning]
+    before = {"result": "done", "answer": "It is done."}
+    write_jsonl(tmp_path / "logs.jsonl", [*lend, *({**record, **before, "group": None} for record in session)])
+    assert any("never tested: renew (7 rows);" in warning for warning in prepare_data(config)["warnings"])
+    assert not any("never tested" in warning for warning in prepare_data({**config, "data": {**config["data"], "test": 0.0}})["warnings"]), "nobody wanted a test"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 9), st.sampled_from([None, None, None, "a", "b"])), min_size=1, max_size=60), st.integers(0, 3))
+def test_split_rows_keeps_what_it_must(rows, seed):
+    "Nothing is lost, equal requests and named groups stay together, and each tool of two requests is trained and tested."
+    tools, _ = clean_tools([{"name": f"tool_{n}", "parameters": {"city": {"type": "string"}}} for n in range(5)])
+    examples = [build_example({"user": f"{WORDS[word]} {tool} town{city} please", "tool_name": f"tool_{tool}", "arguments": {"city": f"town{city}"}, "group": group}, tools) for tool, word, city, group in rows]
+    splits = split_rows(examples, .1, .2, seed)
+    assert sorted(map(id, sum(splits.values(), []))) == sorted(map(id, examples))
+    assert splits == split_rows(examples, .1, .2, seed)
+    home = {}
+    for name, part in splits.items():
+        for example in part:
+            for key in data.request_keys(example): assert home.setdefault(key, name) == name
+    if any(example.get("group") for example in examples): return  # groups of several tools can stand in each other's way
+    requests = Counter(name for name, _ in {(tool, (word, city)) for tool, word, city, _ in rows})
+    for tool in requests:
+        if requests[tool] > 1: assert asked(splits["train"])[f"tool_{tool}"] and asked(splits["test"])[f"tool_{tool}"], tool
+
+
 def test_every_row_has_its_line_in_the_logs(tmp_path):
     cities = "Oslo Bergen Molde Rome Paris Lyon Graz Linz Wien Brno Bonn Kiel".split()
     records = [{"user": f"{city} {i}", "tool_name": "get_weather", "arguments": {"city": city}} for i, city in enumerate(cities)]
@@ -319,8 +408,46 @@ def test_every_row_has_its_line_in_the_logs(tmp_path):
 
 
 def test_other_reasons_are_named_by_their_field(tmp_path):
-    counts = prepare_data(config_of(tmp_path, [GOOD, *({"user": "u", "tool_name": f"none_{i}{i}", "arguments": {}} for i in range(12))]))
+    unknown = [{"user": "u", "tool_name": f"none_{i}{i}", "arguments": {}} for i in range(12)]
+    counts = prepare_data(config_of(tmp_path, [GOOD, *unknown], max_rejected=1.0))
     assert counts["rejected"] == 12 == sum(counts["reasons"].values()) and counts["reasons"]["tool_name: other reasons"] == 4
+    counts = prepare_data(config_of(tmp_path, [GOOD, *unknown, {**GOOD, "arguments": {"city": 3}}, *[{**GOOD, "tool_name": 3}] * 2], max_rejected=1.0))
+    assert counts["reasons"]["arguments.city: get_weather.city: must be of type string, got 3"] == 1, "a reason that is alone in its field is told, not called 'other reasons'"
+    assert counts["rejected"] == 15 == sum(counts["reasons"].values()) and "arguments.city: other reasons" not in counts["reasons"]
+
+
+def test_what_records_lose_is_told_once_for_each_kind_with_its_count(tmp_path):
+    "Thoughts became text, `name` was dropped, and nobody said so."
+    call = {"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+    chat = lambda city, **more: {"messages": [{"role": "user", "content": f"{city}?", "name": "ann"}, {"role": "assistant", "content": None, "tool_calls": [call], **more}]}
+    log = {**GOOD, "result": {"sky": "clear"}, "timestamp": 7}
+    share = {"conversations": [{"from": "human", "value": "天津?"}, {"from": "gpt", "value": "Where?", "reasoning_content": "Hm."}], "id": "7", "tools": [{"name": "f", "parameters": {"x": {"type": "str"}}, "strict": True}]}
+    bad = {**chat("Rome", refusal="no"), "tools": ["nobody"]}
+    config = config_of(tmp_path, [chat("Oslo", reasoning_content="Hm."), chat("Oslo", reasoning="Hm.", thinking="Hm!"), log, log, share, {**chat("Rom"), "id": ""}, bad])
+    counts = prepare_data(config)
+    told = {note.partition(": ")[2] for note in counts["warnings"] if note.startswith(str(tmp_path / "logs.jsonl"))}
+    assert counts["rejected"] == 1 and told == {"not read in turns of the user: name (3)", "put before the answer in <think>: reasoning_content (2), reasoning (1), thinking (1)", "not read because no answer follows: result (2)",
+                                               "not read in records: timestamp (2), id (1)", next(note for note in told if "type 'str' became 'string' (1)" in note and note.startswith("repaired in the tools of records: ") and "strict left out" in note)}
+
+
+def test_the_only_reason_of_a_field_is_told_with_its_count():
+    common = {f"city: reason {i}": 9 for i in range(data.REASONS)}
+    assert data.count_reasons(Counter({**common, "date: too late": 3, "day: a": 2, "day: b": 1})) == {**common, "date: too late": 3, "day: other reasons": 3}
+
+
+def test_above_a_share_of_rejected_records_nothing_goes_on(tmp_path):
+    "19 of 120 were trained on, with exit code 0."
+    bad = [{**GOOD, "tool_name": "get_wether"}] * 80 + [{**GOOD, "arguments": {}}] * 12
+    good = [{"user": f"{word} weather", "tool_name": "get_weather", "arguments": {"city": word}} for word in WORDS] + [GOOD] * 4
+    config = config_of(tmp_path, [*good, *bad])
+    with pytest.raises(UserError) as error: prepare_data(config)
+    told = str(error.value)
+    assert "92 of 120 records cannot be used, and data.max_rejected allows 50% of them" in told and "rejected.jsonl" in told
+    assert "    80 tool_name: unknown tool 'get_wether'" in told and "    12 arguments.city: " in told
+    assert len(read_jsonl(tmp_path / "run/data/rejected.jsonl")) == 92 and sum(len(read_jsonl(tmp_path / f"run/data/{name}.jsonl")) for name in ("train", "validation", "test")) == 28
+    assert prepare_data({**config, "data": {**config["data"], "max_rejected": 0.8}})["rejected"] == 92
+    write_jsonl(tmp_path / "logs.jsonl", [*good, *bad[-28:]])
+    assert prepare_data(config)["rejected"] == 28, "just one half is not above it"
 
 
 def test_the_place_of_broken_json_is_one_place(tmp_path):
@@ -356,7 +483,7 @@ def test_files_of_several_formats_become_one_data_set(tmp_path):
 
 def test_a_million_bad_lines_take_no_memory(tmp_path):
     import tracemalloc
-    config = config_of(tmp_path, [GOOD])
+    config = config_of(tmp_path, [GOOD], max_rejected=1.0)
     peaks = []
     for count in (1_000, 10_000):
         with open(tmp_path / "logs.jsonl", "a") as file: file.writelines(f'{{"user": "{i}", "tool_name": "nope", "arguments": {{}}}}\n' for i in range(count))

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from toolcall_ft.evaluate import evaluate, report_chart, report_html, report_table, same_value, score_answer, to_requests, wilson_interval
+from toolcall_ft.evaluate import TOOL_ROWS, evaluate, tool_table, report_chart, report_html, report_table, same_value, score_answer, to_requests, wilson_interval
 from toolcall_ft.generate import CUT_OFF
 from toolcall_ft.tools import UserError, dump_json
 
@@ -103,8 +103,22 @@ def test_no_examples_and_one_sided_examples():
     assert empty["n"] == 0 and empty["exact"] is None and empty["latency_seconds"]["median"] is None
     plain = evaluate([example()], lambda requests: [answer()])
     assert plain["tool"] is None and plain["exact"] == 1 and plain["false_calls"] == 0
-    assert report_table({"a|b": empty, "plain": plain}).count("\n") == 3
+    assert report_table({"a|b": empty, "plain": plain}).partition("\n\n")[0].count("\n") == 3
     assert report_chart({"empty": empty, "plain": plain}).axes and report_chart({}).axes and "0 requests" in report_html(empty)
+
+
+def test_each_tool_has_its_own_n():
+    "`right tool 100 %` said nothing of a tool that no request asked for."
+    offer = [{"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}} for name in ("f", "g", "h|h")]
+    asked = [{**row, "tools": offer} for row in (example(call("f")), example(call("f")), example(call("f"), call("g")), example())]
+    report = evaluate(asked, lambda requests: [answer(call("f")), answer(), answer(call("f"), call("g")), answer()])
+    assert report["tools"] == {"f": {"right": 2, "n": 3}, "(none)": {"right": 1, "n": 1}, "g": {"right": 1, "n": 1}, "h|h": {"right": 0, "n": 0}} and report["tool"] == 2 / 3
+    lines = tool_table({"one": report, "old": {key: report[key] for key in report if key != "tools"}}).split("\n")
+    assert lines == ["| exact match of each tool | n | one |", "| --- | ---: | ---: |", "| f | 3 | 66.7 % |", "| (none) | 1 | 100.0 % |", "| g | 1 | 100.0 % |", r"| h\|h | 0 | never tested |"]
+    assert "\n".join(lines) in report_table({"one": report}) and tool_table({"old": {"n": 3}}) == ""
+    assert "<tr><th>h|h</th><td>never tested</td></tr>" in report_html(report) and "<tr><th>f</th><td>66.7 % [" in report_html(report)
+    many = {"tools": {f"tool {i}": {"right": i, "n": i + 1} for i in range(TOOL_ROWS + 7)}}
+    assert tool_table({"many": many}).endswith("| and 7 more |  |  |")
 
 
 def test_hostile_text_stays_text_in_the_page():

@@ -91,7 +91,8 @@ READ = [ # (name, record, format, messages, tools)
 def test_records_of_every_format(record, format, messages, tools):
     before = deepcopy(record)
     assert detect_format(record) == format
-    assert read_record(record) == read_record(record, format) == {"messages": messages, "tools": tools, "group": None, "format": format}
+    assert read_record(record) == read_record(record, format)
+    assert {**read_record(record), "changes": None} == {"messages": messages, "tools": tools, "group": None, "format": format, "changes": None}
     assert record == before, "reading changes nothing"
     clean_tools([tool for tool in tools or [] if isinstance(tool, dict)])
 
@@ -106,7 +107,7 @@ ENTRY = {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messag
 
 def test_columns_and_tags_of_dataset_info():
     record = {"dialogue": [{"who": "client", "says": "Rome?"}, {"who": "asks", "says": CALL}, {"who": "till", "says": '{"sky": "clear"}'}, {"who": "shop", "says": "Sunny."}], "setup": "Be brief.", "apis": json.dumps([TOOL])}
-    assert read_record(record, tags=ENTRY) == {"messages": [BRIEF, *ROUND], "tools": [TOOL], "group": None, "format": "sharegpt"}
+    assert read_record(record, tags=ENTRY) == {"messages": [BRIEF, *ROUND], "tools": [TOOL], "group": None, "format": "sharegpt", "changes": []}
     openai = {"columns": {"messages": "messages"}, "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system", "observation_tag": "tool"}}
     assert read_record({"messages": [user("Rome?"), {"role": "assistant", "content": None, "tool_calls": OPENAI_CALLS[1:]}]}, tags=openai)["messages"] == ONE
     with pytest.raises(RecordError) as error: read_record({"dialogue": [{"who": "owner", "says": "?"}]}, tags=ENTRY)
@@ -115,6 +116,43 @@ def test_columns_and_tags_of_dataset_info():
 
 def test_the_group_is_a_text():
     assert read_record({"user": "a", "answer": "b", "group": 7})["group"] == "7"
+
+
+# --- What has no place in an example ---------------------------------------------------------------------------------------
+
+def turn(role, content, **more): return {"role": role, "content": content, **more}
+def changed(*messages, **more): return read_record({"messages": list(messages), **more})["changes"]
+
+
+def test_thoughts_stand_before_the_answer_under_each_of_their_names():
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        read = read_record({"messages": [user("Hi"), turn("assistant", "Ho", **{key: " Hm.\n"})]})
+        assert read["messages"][1]["content"] == "<think>\nHm.\n</think>\n\nHo" and read["changes"] == [("put before the answer in <think>", key)]
+    both = read_record({"messages": [user("Hi"), turn("assistant", "Ho", reasoning="Hm.", reasoning_content="Hm.", thinking="And so?")]})
+    assert both["messages"][1]["content"] == "<think>\nHm.\n\nAnd so?\n</think>\n\nHo", "the same thoughts once, others too"
+    share = read_record({"conversations": [{"from": "human", "value": "Rome?"}, {"from": "function_call", "value": CALL, "reasoning": "Hm."}]})
+    assert share["messages"] == [user("Rome?"), call_message([ROME], "<think>\nHm.\n</think>")] and share["changes"] == [("put before the answer in <think>", "reasoning")]
+
+
+@pytest.mark.parametrize("key, value", [("name", "ann"), ("refusal", "no"), ("audio", {"id": "a"}), ("reasoning_details", [{"text": "Hm."}]), ("annotations", [{"url": "x"}]), ("images", ["x"])])
+def test_what_a_turn_loses_is_listed(key, value):
+    assert changed(user("Hi"), turn("assistant", "Ho", **{key: value})) == [("not read in turns of the assistant", key)]
+    assert changed(turn("user", "Hi", **{key: value}), turn("assistant", "Ho", **{key: None})) == [("not read in turns of the user", key)]
+    share = {"conversations": [{"from": "human", "value": "Hi", key: value}, {"from": "gpt", "value": "Ho"}]}
+    assert read_record(share)["changes"] == [("not read in turns of the user", key)]
+
+
+def test_what_is_read_is_no_loss():
+    for _, record, *_ in READ:
+        lost = {key for what, key in read_record(record)["changes"] if not what.startswith("put before")}
+        assert lost <= {"id", "category"}, record
+    assert changed(user("Hi"), turn("assistant", "Ho", weight=1, tool_calls=[], function_call=None, refusal=None), temperature=0, tool_choice="auto") == [("not read in records", "temperature"), ("not read in records", "tool_choice")]
+    assert read_record({"user": "a", "answer": "b", "result": 3})["changes"] == [] and read_record({"user": "a", "tool_name": "f", "arguments": {}, "result": 3})["changes"] == [("not read because no answer follows", "result")]
+
+
+def test_a_turn_that_is_not_to_be_learnt_is_refused_in_sharegpt_too():
+    with pytest.raises(RecordError) as error: read_record({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho", "weight": 0}]})
+    assert error.value.args[0] == "conversations[1].weight"
 
 
 # --- What a careful person would find ---------------------------------------------------------------------------------------

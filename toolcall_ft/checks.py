@@ -51,6 +51,7 @@ KINDS = {
     "untrained tool": ("warning", "a tool that is called outside training and never in it"),
     "few plain answers": ("warning", "next to no training row answers without a call, so the model unlearns the decision not to call"),
     "near duplicate": ("note", "differs from another row of its split in case, width, punctuation and digits at most"),
+    "shared on purpose": ("note", "the same value or phrasing stands in an earlier split, because a split or a tool would have had too few rows: here the test is easier than real use"),
     "rare tool": ("note", "a tool with few training rows"),
     "dominant tool": ("note", "one tool has most of the calls, so guessing it scores well"),
     "uncalled tool": ("note", "a tool that is offered and never called"),
@@ -297,14 +298,16 @@ def leak_keys(example:dict):
 
 # %% ../nbs/01b_checks.ipynb #c035
 def leaked_rows(rows:dict, # {split: {index: example}}, the training split first
+                shared:list=(), # what `data.shared_links` found: no surprise
                 ):
     "Yields (kind, split, index, text, other row): the worst thing that a row shares with an earlier split."
-    first = {}
+    first, meant = {}, {(f"leaked {link['kind']}", unicodedata.normalize("NFKC", link["text"]) if link["kind"] == "phrasing" else link["text"]) for link in shared}
     for split, examples in rows.items():
         for index, example in examples.items():
             keys = list(leak_keys(example))
             for kind, key, _ in keys: first.setdefault((kind, key), (split, index))
-            known = [(kind, shown, first[kind, key]) for kind, key, shown in keys if first[kind, key][0] != split]
+            known = [("shared on purpose" if (kind, key) in meant else kind, shown, first[kind, key]) for kind, key, shown in keys if first[kind, key][0] != split]
+            known.sort(key=lambda leak: leak[0] == "shared on purpose")
             if known: yield known[0][0], split, index, f"{known[0][1]} stands, too, in", known[0][2]
 
 # %% ../nbs/01b_checks.ipynb #c038
@@ -401,6 +404,7 @@ def check_examples(splits:dict, # {"train": [example], "validation": [...], "tes
                    count_tokens=None, # a function: example -> number of tokens
                    max_length:int=None, # how many tokens fit; needs count_tokens
                    sources:dict={}, # {(split, row): where it stood in the logs}, rows counted from 1
+                   shared:list=(), # what stands in several splits on purpose, from `data.shared_links`
                    )->list: # of {"kind", "severity", "split", "row", "text"}, and "source" where it is known; the worst first
     "Everything a careful person would want to know about a dataset. Never raises for what a row holds. Raises `UserError` for a max_length without count_tokens."
     if max_length and not count_tokens: raise UserError("max_length needs count_tokens, a function that says how many tokens an example has.")
@@ -408,7 +412,7 @@ def check_examples(splits:dict, # {"train": [example], "validation": [...], "tes
     for split, examples in rows.items():
         for index, example in examples.items():
             findings += [finding(kind, split, index, text, sources=sources) for kind, text in row_findings(example, count_tokens, max_length)]
-    if any(rows.values()): findings += [finding(*found, sources=sources) for check in SET_CHECKS for found in check(rows)]
+    if any(rows.values()): findings += [finding(*found, sources=sources) for check in SET_CHECKS for found in (check(rows, shared) if check is leaked_rows else check(rows))]
     kinds, order = list(KINDS), list(rows)
     return sorted(findings, key=lambda f: (kinds.index(f["kind"]), order.index(f["split"]), f["row"] or 0))
 
