@@ -235,12 +235,15 @@ def data_notes(config:dict, # the configuration
               )->list: # sentences, each a line
     "What the user should know about the data: thin splits, records left out and why, functions that do not fit the tools."
     from toolcall_ft.checks import KINDS
+    from toolcall_ft.generate import grammar_notes
     from toolcall_ft.tools import read_tools
     tools = read_tools(config["data"]["tools"], repairs := [])
     notes = [f"note: {text}" for text in counts["warnings"] + thought_notes(config) + function_notes(config, tools) + [f"tools, repaired: {text}" for text in repairs]]
     total = counts["rejected"] + sum(counts[part] for part in ("train", "validation", "test"))
     if counts["rejected"]: notes.append(f"{counts['rejected']} of {total} records were left out; each is in {os.path.relpath(config['run'])}/data/rejected.jsonl")
     notes += [f"{count:6} {reason}" for reason, count in counts["reasons"].items()]
+    unheld = grammar_notes(tools)
+    if unheld: notes.append(f"note: the grammar of notebook 04 does not hold everything: {'; '.join(unheld)}")
     checks = dict(counts["checks"])
     kinds = [f"       {kind}, {times} ({KINDS[kind][1]})" for kind, times in checks.pop("kinds").items()]
     found = ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in checks.items())

@@ -8,13 +8,13 @@ __all__ = ['JSON_DECODER', 'ANNOTATIONS', 'JSON_TYPES', 'OTHER_NAMES', 'ENUM_TYP
            'unique_keys', 'refuse_constant', 'check_value', 'parse_json', 'read_text', 'read_json', 'dump_json',
            'part_accents', 'canonical', 'canonical_number', 'look_up', 'schema_parts', 'ordered_fields',
            'canonical_argument', 'tidy_call', 'canonical_messages', 'tool_schema', 'allow_null', 'split_type', 'any_of',
-           'literal_value', 'clean_type', 'prose_enum', 'modern_field', 'clean_types', 'text_field', 'clean_field',
-           'order_schema', 'clean_object', 'list_properties', 'table_schema', 'object_schema', 'references',
-           'pattern_size', 'compile_pattern', 'is_pattern', 'check_schema', 'clean_tool', 'tool_list', 'clean_tools',
-           'mcp_servers', 'mcp_session', 'mcp_trouble', 'mcp_connection', 'result_text', 'mcp_name', 'mcp_tools',
-           'mcp_functions', 'error_line', 'read_functions', 'name_line', 'read_tools', 'pattern_fits',
-           'resolve_patterns', 'keys_inside', 'schema_validator', 'nearest', 'allowed', 'complaints', 'check_call',
-           'as_typed', 'read_block', 'drop_stops', 'parse_calls']
+           'literal_value', 'clean_type', 'prose_enum', 'modern_field', 'clean_types', 'clean_values', 'text_field',
+           'clean_field', 'order_schema', 'clean_object', 'list_properties', 'table_schema', 'object_schema',
+           'references', 'pattern_size', 'compile_pattern', 'is_pattern', 'check_schema', 'clean_tool', 'tool_list',
+           'clean_tools', 'mcp_servers', 'mcp_session', 'mcp_trouble', 'mcp_connection', 'result_text', 'mcp_name',
+           'mcp_tools', 'mcp_functions', 'error_line', 'read_functions', 'name_line', 'read_tools', 'pattern_fits',
+           'resolve_patterns', 'keys_inside', 'panic_as_error', 'closed', 'schema_validator', 'validator_for', 'fits',
+           'nearest', 'allowed', 'complaints', 'check_call', 'as_typed', 'read_block', 'drop_stops', 'parse_calls']
 
 # %% ../nbs/00_tools.ipynb #c002
 import ast
@@ -354,6 +354,28 @@ def clean_types(field:dict, # the schema of one argument; changed in place
         if values:
             field["enum"] = values
             repairs.append(f"{where}: permitted values {values} lifted out of the description")
+    clean_values(field, where, repairs)
+
+def clean_values(field:dict, where:str, repairs:list): # as in `clean_types`
+    "Permitted values that their own type refuses: they go. If it refuses all of them, they are the items' in an array, and else the type goes."
+    from jsonschema import Draft202012Validator
+    values = field["enum"] if isinstance(field.get("enum"), list) else [field["const"]] if "const" in field else []
+    kinds = field.get("type", JSON_TYPES)
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    def fits_type(value): return any(Draft202012Validator.TYPE_CHECKER.is_type(value, kind) for kind in kinds)
+    wrong = [value for value in values if not fits_type(value)]
+    items = field.get("items", {})
+    if not wrong: return
+    said = f"{where}: permitted values {dump_json(wrong)[:200]} are not of type {field['type']!r}: "
+    if len(wrong) < len(values):
+        field["enum"] = [value for value in values if fits_type(value)]
+        repairs.append(said + "dropped")
+    elif kinds == ["array"] and "enum" in field and isinstance(items, dict):
+        field["items"] = {**items, "enum": field.pop("enum")}
+        repairs.append(said + "they are those of its items")
+    else:
+        del field["type"]
+        repairs.append(said + "the type is dropped")
 
 # %% ../nbs/00_tools.ipynb #c029
 def text_field(text:str, # what somebody wrote in place of a schema
@@ -786,6 +808,21 @@ def keys_inside(value)->set:
     return {*(value if isinstance(value, dict) else ()), *(key for child in children for key in keys_inside(child))}
 
 # %% ../nbs/00_tools.ipynb #c058
+@contextmanager
+def panic_as_error():
+    "The library in which jsonschema keeps its references panics at the end of Python's stack, which is no `Exception`. Make it one."
+    try: yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException": raise
+        raise RecursionError("its references lead on and on") from None
+
+def closed(parameters:dict, # the schema of a tool's arguments
+           )->dict:
+    "The same schema, in which arguments that it does not name are refused unless it allows them in so many words."
+    if {"patternProperties", "additionalProperties"} & set(parameters): return parameters
+    composed = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"} & set(parameters)
+    return {"unevaluatedProperties" if composed else "additionalProperties": False} | parameters
+
 @lru_cache(maxsize=1024)
 def schema_validator(schema_text:str, # the parameters of a tool as JSON text, so that they can be remembered
                      keys:tuple=(), # of the arguments, for `patternProperties`
@@ -793,17 +830,34 @@ def schema_validator(schema_text:str, # the parameters of a tool as JSON text, s
     "A validator for a tool's arguments that refuses unknown keys, never touches the network and gives up in the end."
     from jsonschema import Draft202012Validator, FormatChecker, ValidationError, validators
     from referencing import Registry
-    schema, left = json.loads(schema_text), [0]
+    schema, left = closed(json.loads(schema_text)), [0]
     def counted(validator, reference, value, schema):
         left[0] -= 1
         if left[0] < 0: raise RecursionError("its references lead on and on")
         yield from Draft202012Validator.VALIDATORS["$ref"](validator, reference, value, schema)
     def timed(validator, pattern, value, schema):
         if isinstance(value, str) and not pattern_fits(pattern, value): yield ValidationError("")
-    composed = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"} & set(schema)
-    if "patternProperties" not in schema and "additionalProperties" not in schema: schema.setdefault("unevaluatedProperties" if composed else "additionalProperties", False)
     guarded = validators.extend(Draft202012Validator, {"pattern": timed, "$ref": counted})
     return guarded(resolve_patterns(schema, keys), registry=Registry(), format_checker=FormatChecker(FORMAT_EXAMPLES)), left
+
+def validator_for(value, # anything JSON can hold
+                  parameters:dict, # the schema of a tool's arguments
+                  ): # of jsonschema
+    "A fresh count of steps, and the patterns of `patternProperties` written out for the keys that the value has."
+    text = dump_json(parameters)
+    keys = tuple(sorted(keys_inside(value))) if '"patternProperties"' in text else ()
+    validator, left = schema_validator(text, keys)
+    left[0] = 10_000
+    return validator
+
+def fits(value, schema, # a piece of `parameters`
+         parameters:dict, # the schema of a tool's arguments, in which references are looked up
+         )->bool:
+    "Does a value fit a piece of a tool's schema? What the validator cannot work out does not fit."
+    try:
+        piece = resolve_patterns(schema, keys_inside(value))
+        with panic_as_error(): return validator_for(value, parameters).evolve(schema=piece).is_valid(value)
+    except Exception: return False
 
 # %% ../nbs/00_tools.ipynb #c059
 def nearest(word, # what somebody wrote
@@ -858,10 +912,8 @@ def check_call(call, # {"name": str, "arguments": dict}, or whatever a model mad
     if call["name"] not in schemas: return [f"unknown tool {call['name']!r}.{nearest(call['name'], schemas)}"]
     if not isinstance(call.get("arguments"), dict): return [f"{call['name']}: 'arguments' must be an object"]
     try:
-        text = dump_json(schemas[call["name"]])
-        validator, left = schema_validator(text, tuple(sorted(keys_inside(call["arguments"]))) if '"patternProperties"' in text else ())
-        left[0] = 10_000
-        errors = list(islice(validator.iter_errors(call["arguments"]), 20))
+        validator = validator_for(call["arguments"], schemas[call["name"]])
+        with panic_as_error(): errors = list(islice(validator.iter_errors(call["arguments"]), 20))
         return sorted({sentence for error in errors for sentence in complaints(error, call["name"])})
     except Exception as error: return [f"{call['name']}: its schema cannot be used: {type(error).__name__}: {str(error)[:200]}"]
 
