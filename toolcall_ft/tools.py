@@ -362,6 +362,7 @@ def clean_values(field:dict, where:str, repairs:list): # as in `clean_types`
     values = field["enum"] if isinstance(field.get("enum"), list) else [field["const"]] if "const" in field else []
     kinds = field.get("type", JSON_TYPES)
     kinds = [kinds] if isinstance(kinds, str) else kinds
+    if not isinstance(kinds, (list, tuple)) or not all(kind in JSON_TYPES for kind in kinds): return # no valid schema, which is told later
     def fits_type(value): return any(Draft202012Validator.TYPE_CHECKER.is_type(value, kind) for kind in kinds)
     wrong = [value for value in values if not fits_type(value)]
     items = field.get("items", {})
