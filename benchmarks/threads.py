@@ -6,6 +6,7 @@ Writes benchmarks/results/threads.json and prints a table: medians of the second
 """
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,12 +24,14 @@ from golden.smollm2 import smollm2
 from toolcall_ft.data import read_examples
 from toolcall_ft.evaluate import to_requests
 from toolcall_ft.export import export_gguf
-from toolcall_ft.serve import LlamaServer, openai_answerer
+from toolcall_ft.serve import LlamaServer, OllamaServer, openai_answerer
 from toolcall_ft.tools import read_tools
 from toolcall_ft.train import machine_name
 
-VARIANTS = {"all cores, spinning": ["--threads", "2", "--poll", "50"], "all cores": ["--threads", "2", "--poll", "0"],
-            "one thread, spinning": ["--threads", "1", "--poll", "50"], "one thread": ["--threads", "1", "--poll", "0"]}
+CORES = len(os.sched_getaffinity(0))
+VARIANTS = { # name: (threads, --poll, OMP_WAIT_POLICY)
+    "all cores, spinning (its own default)": (CORES, 50, None), "all cores, --poll 0": (CORES, 0, None), "one thread, --poll 0": (1, 0, None),
+    "all cores, sleeping": (CORES, 0, "passive"), "one thread, sleeping": (1, 0, "passive")}
 FOLDERS = {"tiny": lambda: "tiny-qwen2", "135m": smollm2}
 
 
@@ -43,9 +46,11 @@ def load(busy: bool):
             other.wait()
 
 
-def seconds(gguf, requests: list, options: list, slots: int, busy: bool) -> float:
+def seconds(gguf, requests: list, variant: tuple, slots: int, busy: bool, runtime: str) -> float:
     "How long all requests take together; one has been asked before, so that the model is in memory."
-    with LlamaServer(gguf, slots=slots, options=options) as server:
+    threads, poll, policy = variant
+    os.environ["OMP_WAIT_POLICY"] = policy or "undefined" # a word that OpenMP does not know leaves it at its default
+    with OllamaServer(gguf, slots=slots, threads=threads) if runtime == "ollama" else LlamaServer(gguf, slots=slots, threads=threads, options=["--poll", poll]) as server:
         ask = openai_answerer(server.url, server.model, max_new_tokens=24, workers=slots)
         ask(requests[:1])
         with load(busy):
@@ -60,6 +65,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--slots", default="1,8")
     parser.add_argument("--models", default="tiny,135m")
+    parser.add_argument("--runtimes", default="llama-server,ollama")
     arguments = parser.parse_args()
     examples, _ = read_examples(ROOT / "examples" / "logs.jsonl", read_tools(ROOT / "examples" / "tools.json"))
     requests = [request for request, _ in to_requests(examples[:arguments.requests])]
@@ -67,17 +73,18 @@ def main() -> int:
     taken = {}
     with tempfile.TemporaryDirectory() as work:
         files = {model: export_gguf(FOLDERS[model](), Path(work) / model, ["Q8_0"])["Q8_0"] for model in models}
-        for _, model, slot, busy, variant in product(range(arguments.turns), models, slots, (False, True), VARIANTS):
-            took = seconds(files[model], requests, VARIANTS[variant], slot, busy)
-            taken.setdefault((model, slot, variant), {}).setdefault(busy, []).append(took)
-            print(f"{model:5} {slot} slots {'busy' if busy else 'idle'} {variant:22} {took:7.1f} s", flush=True)
-    rows = [{"model": model, "slots": slot, "variant": variant, "idle": statistics.median(found[False]), "busy": statistics.median(found[True])}
-            for (model, slot, variant), found in taken.items()]
+        for _, runtime, model, slot, busy, variant in product(range(arguments.turns), arguments.runtimes.split(","), models, slots, (False, True), VARIANTS):
+            if runtime == "ollama" and "--poll" in variant: continue # it does not hand on that option
+            took = seconds(files[model], requests, VARIANTS[variant], slot, busy, runtime)
+            taken.setdefault((runtime, model, slot, variant), {}).setdefault(busy, []).append(took)
+            print(f"{runtime:12} {model:5} {slot} slots {'busy' if busy else 'idle'} {variant:38} {took:7.1f} s", flush=True)
+    rows = [{"runtime": runtime, "model": model, "slots": slot, "variant": variant, "idle": statistics.median(found[False]), "busy": statistics.median(found[True])}
+            for (runtime, model, slot, variant), found in taken.items()]
     record = {"machine": machine_name(), "requests": arguments.requests, "turns": arguments.turns, "rows": rows}
     (ROOT / "benchmarks" / "results" / "threads.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"\n{record['machine']}; {arguments.requests} requests, medians of {arguments.turns} turns\n")
-    print("| model | slots | llama-server with | idle, s | beside a busy process, s |\n|---|---:|---|---:|---:|")
-    for row in rows: print(f"| {row['model']} | {row['slots']} | {row['variant']} | {row['idle']:.1f} | {row['busy']:.1f} |")
+    print("| server | model | slots | threads | idle, s | beside a busy process, s |\n|---|---|---:|---|---:|---:|")
+    for row in rows: print(f"| {row['runtime']} | {row['model']} | {row['slots']} | {row['variant']} | {row['idle']:.1f} | {row['busy']:.1f} |")
     return 0
 
 

@@ -387,7 +387,7 @@ def make_server(config:dict, # the configuration
             check_current(config, folder, os.stat(f"{folder}/checkpoint.json").st_mtime, f"checkpoint {name}")
         return VllmServer(folder, **settings)
     from toolcall_ft.serve import LlamaServer, OllamaServer
-    return (LlamaServer if runtime == "llama-server" else OllamaServer)(find_format(config, name), **settings)
+    return (LlamaServer if runtime == "llama-server" else OllamaServer)(find_format(config, name), threads=config["serve"]["threads"], **settings)
 
 # %% ../nbs/09_cli.ipynb #c033
 @contextmanager

@@ -830,7 +830,7 @@ def read_yaml(path, # a YAML file
     return values, lines
 
 # %% ../nbs/01_data.ipynb #c056
-OPTIONAL_TYPES = {"evaluate.limit": int, "train.thinking": bool}  # a key whose default is null holds a text, but for these
+OPTIONAL_TYPES = {"evaluate.limit": int, "serve.threads": int, "train.thinking": bool}  # a key whose default is null holds a text, but for these
 CHOICES = {"data.format": ["auto", *FORMATS], "train.backend": ["auto", "unsloth", "peft"], "train.train_on": ["assistant", "last", "calls"], "generate.engine": ["auto", "xgrammar", "transformers-cfg"],
            "export.formats": ["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS"], "serve.runtime": ["llama-server", "ollama", "vllm"]}
 TYPE_WORDS = {int: "a whole number", float: "a number", str: "a text", list: "a list of texts", bool: "true or false", dict: "a section of keys"}

@@ -1,0 +1,58 @@
+"""A model that is not Qwen, and has been trained by others: SmolLM2-135M-Instruct through export, every GGUF format, llama-server and Ollama."""
+import os
+import shutil
+
+import pytest
+from golden.smollm2 import CACHE, smollm2
+
+from toolcall_ft.export import CONTROL_TOKEN, GGUF_TYPES, build_llama_cpp, export_gguf, find_llama_cpp, hard_strings, pre_tokenizer_name, read_gguf
+from toolcall_ft.portable import make_portable
+from toolcall_ft.serve import LlamaServer, OllamaServer, find_ollama, hard_corpus, openai_answerer, prompt_differences, server_tokens
+from toolcall_ft.template import encode_prompt, load_tokenizer
+from toolcall_ft.tools import dump_json
+
+CI = bool(os.environ.get("CI"))
+pytestmark = pytest.mark.skipif(not CACHE.exists() and not CI, reason="no SmolLM2: make it with python tests/golden/smollm2.py")
+CORPUS = hard_corpus()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    "(folder, {format: GGUF}) with the portable template for the tools of the corpus."
+    build_llama_cpp()
+    folder = tmp_path_factory.mktemp("smollm2")
+    shutil.copytree(smollm2(), folder / "model")
+    make_portable(folder / "model", list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values()))
+    return folder / "model", export_gguf(folder / "model", folder / "gguf", tuple(GGUF_TYPES))
+
+
+def test_every_format_is_written_and_its_control_tokens_are_control_tokens(model):
+    "Llama's class takes such a tokenizer for SentencePiece, and `<repo_name>` would be text."
+    folder, files = model
+    tokenizer, llama = load_tokenizer(str(folder)), find_llama_cpp()
+    controls = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
+    assert list(files) == list(GGUF_TYPES) and len(controls) == 17 and pre_tokenizer_name(folder) == "smollm"
+    for path in files.values():
+        fields = read_gguf(path, llama)["fields"]
+        kinds = fields["tokenizer.ggml.token_type"]
+        assert [index for index, kind in enumerate(kinds) if kind == CONTROL_TOKEN] == controls
+        assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"], fields["tokenizer.ggml.eos_token_id"]) == ("gpt2", "smollm", tokenizer.eos_token_id)
+
+
+@pytest.mark.parametrize("form", ["F16", "Q8_0", "Q4_K_M"])
+def test_llama_server_cuts_texts_and_prompts_as_in_training(model, form):
+    folder, files = model
+    tokenizer = load_tokenizer(str(folder))
+    texts = hard_strings(1000) if form == "Q8_0" else []
+    with LlamaServer(files[form]) as server:
+        assert [text for text in texts if server_tokens(server.url, text) != tokenizer(text, add_special_tokens=False)["input_ids"]] == []
+        assert prompt_differences(server, CORPUS, [encode_prompt(case, tokenizer) for case in CORPUS], tokenizer) == []
+        answer = openai_answerer(server.url, server.model, max_new_tokens=24)([{"messages": [{"role": "user", "content": "What is the capital of France?"}], "tools": []}])[0]
+    assert "Paris" in answer["content"] and answer["errors"] == []
+
+
+def test_ollama_renders_the_prompts_of_training(model):
+    if not CI and not find_ollama()["binary"]: pytest.skip("Ollama is not here. Get it with: make ollama")
+    folder, files = model
+    tokenizer = load_tokenizer(str(folder))
+    with OllamaServer(files["Q8_0"]) as server: assert prompt_differences(server, CORPUS, [encode_prompt(case, tokenizer) for case in CORPUS], tokenizer) == []
