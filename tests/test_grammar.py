@@ -264,7 +264,7 @@ def explained(error, noted):
     if error.validator is None: return bool(said) # of a schema that is `false` jsonschema tells no path
     if error.validator == "unevaluatedProperties" and said & CONDITIONS: return True
     branches = {}
-    for inner in error.context: branches.setdefault(inner.schema_path[0], []).append(inner)
+    for inner in error.context: branches.setdefault(next(iter(inner.schema_path), None), []).append(inner)
     return any(all(explained(inner, noted) for inner in branch) for branch in branches.values())
 
 
@@ -311,7 +311,7 @@ def test_wider_only_where_a_note_says_so(one, seed):
         if faults: assert all("stands there twice" in fault for fault in faults), text
         for call in calls:
             refused = check_call(call, [one])
-            if "cannot be used" in "".join(refused): assert "$ref" in set().union(*noted.values()), (refused, parameters)
+            if "cannot be used" in "".join(refused): assert noted, (refused, parameters) # a circle, within a keyword that is not held
             elif refused:
                 errors = list(validator_for(call["arguments"], parameters).iter_errors(call["arguments"]))
                 told = [error for error in errors if explained(error, noted)]

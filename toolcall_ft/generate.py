@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REPEATS', 'UNHELD', 'KIND_OF', 'ALTERNATIVES', 'PLACES', 'CUT_OFF', 'grammar_accepts', 'literal', 'choice',
            'characters', 'untagged_rules', 'grammar_text', 'json_rules', 'Plain', 'is_unheld', 'plain', 'all_of',
-           'merge', 'widest', 'combine', 'look_up', 'choices', 'mark', 'close', 'required_first', 'flatten', 'Rules',
-           'possible', 'possible_kinds', 'value_rule', 'option_rules', 'object_rule', 'array_rule', 'call_rules',
-           'tool_grammar', 'unheld_inside', 'unheld_of', 'sentence', 'grammar_notes', 'vocabulary_bytes',
+           'merge', 'widest', 'combine', 'look_up', 'alternatives', 'mark', 'close', 'required_first', 'flatten',
+           'Rules', 'possible', 'possible_kinds', 'value_rule', 'option_rules', 'object_rule', 'array_rule',
+           'call_rules', 'tool_grammar', 'unheld_inside', 'unheld_of', 'sentence', 'grammar_notes', 'vocabulary_bytes',
            'unicode_constraint', 'TokenBytes', 'transformers_cfg_engine', 'xgrammar_engine', 'choose_engine',
            'compile_grammar', 'load_model', 'pad_left', 'make_batches', 'generate_batch', 'generate_answers',
            'read_answer', 'generate_text', 'transformers_answerer', 'run_call', 'run_calls', 'chat_with_tools']
@@ -211,7 +211,7 @@ def look_up(reference:str, # such as "#/$defs/Place"
     except (Unresolvable, ValueError, AttributeError, TypeError):
         raise UserError(f"the schema refers to {reference!r}, which is not in it. Put it under '$defs' of the parameters.") from None
 
-def choices(schema:dict)->list: # of (keyword, schemas)
+def alternatives(schema:dict)->list: # of (keyword, schemas)
     "Schemas of which one must fit as well. `if` is such a choice, too: `if` and `then`, or `else`."
     groups = [(keyword, schema[keyword]) for keyword in ("anyOf", "oneOf") if keyword in schema]
     if "if" in schema:
@@ -258,7 +258,7 @@ def flatten(schema, # a piece of JSON Schema
     passed = (*passed, schema.get("$ref", ""))
     for part in parts: options = combine(options, flatten(part, top, passed), "allOf")
     if parts: options = [required_first(option) for option in options]
-    for keyword, schemas in choices(schema):
+    for keyword, schemas in alternatives(schema):
         others = [option for part in schemas for option in flatten(part, top, passed)]
         options = combine(options, mark(others, keyword), keyword)
     if "unevaluatedProperties" not in schema: return options
