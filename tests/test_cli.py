@@ -66,6 +66,39 @@ def test_functions_that_do_not_fit_the_tools_are_noted_and_noted_again(project, 
     assert "done already" in again and "functions.py has no function book_room" in again
 
 
+def test_notes_are_of_today_and_not_of_the_day_of_the_stage(project, capsys, monkeypatch):
+    whole = Path("functions.py").read_text()
+    write_text(project / "functions.py", "def find_colleague(name): return 'nobody'\n")
+    assert main(["data"]) == 0 and "functions.py has no function book_room" in capsys.readouterr().out
+    config = read_config("config.yaml")
+    write_text(project / "functions.py", whole)
+    assert run_stages(chain(config)[:1], config) == []
+    said = capsys.readouterr().out
+    assert "done already" in said and "book_room" not in said and "checks of the examples: 0 errors" in said
+    assert "notes" not in cli.read_record(config)["data"]["facts"], "what can change is not stored"
+    write_text(project / "functions.py", "def find_colleague(:\n")
+    assert run_stages(chain(config)[:1], config) == [] and "functions.py, line 1: the file does not load" in capsys.readouterr().out
+    monkeypatch.chdir(project.parent)
+    run_stages(chain(config)[:1], config)
+    assert f"{project.name}/runs/first/data/checks.md" in capsys.readouterr().out, "a path is told from where one stands"
+
+
+def test_a_function_answers_a_tool_whose_name_python_cannot_write(project, capsys):
+    tools = [{"name": "track-parcel", "parameters": {"type": "object", "properties": {"from": {"type": "string"}}, "required": ["from"]}}]
+    write_text(project / "tools.json", json.dumps(tools))
+    write_text(project / "logs.jsonl", "".join(json.dumps({"user": f"Where is the parcel from {city}?", "tool_name": "track-parcel", "arguments": {"from": city}}) + "\n" for city in "Rome Oslo Bonn Lima Cork Nice Pisa Riga Kyiv Bern".split()))
+    write_text(project / "functions.py", "x = 1\n")
+    assert main(["data"]) == 0 and "functions.py has no function track_parcel for the tool track-parcel" in capsys.readouterr().out
+    config, trained = read_config("config.yaml"), cli.trained_tools(read_config("config.yaml"))
+    for text, told in (("def track_parcel(place): pass", "'from': take them all as **arguments"), ("def track_parcel(**arguments): return arguments['from']", None)):
+        write_text(project / "functions.py", text + "\n")
+        notes = cli.function_notes(config, trained) + cli.drift_notes(config, {tool["function"]["name"]: tool for tool in trained})
+        assert told in notes[0] if told else notes == []
+    from toolcall_ft.generate import run_calls
+    with cli.open_functions(config) as functions:
+        assert run_calls([{"name": "track-parcel", "arguments": {"from": "Rome"}}], functions, trained) == [{"role": "tool", "name": "track-parcel", "content": "Rome"}]
+
+
 def test_the_tools_offered_are_those_of_most_rows(project):
     config = read_config("config.yaml")
     tools, question, trained = cli.known_tools(config)

@@ -22,7 +22,7 @@ from os.path import commonprefix
 from tqdm import tqdm
 
 from .template import encode_prompt, load_tokenizer, model_path
-from .tools import UserError, canonical_messages, check_call, dump_json, parse_calls
+from .tools import UserError, canonical_messages, check_call, dump_json, match_functions, parse_calls
 
 # %% ../nbs/04_constrained_generation.ipynb #c006
 def grammar_accepts(grammar:str, # GBNF with a rule called root
@@ -412,7 +412,8 @@ def run_calls(calls:list, # {"name", "arguments"}
               )->list: # messages {"role": "tool", "name", "content"}
     "Run the calls that fit their schema, all of them checked before the first one runs; returns the messages that tell the model."
     checked = [(call, check_call(call, tools)) for call in calls]
-    return [{"role": "tool", "name": str(call.get("name")), "content": run_call(call, functions.get(call.get("name")), errors)}
+    own = match_functions(functions, [tool["function"]["name"] for tool in tools])
+    return [{"role": "tool", "name": str(call.get("name")), "content": run_call(call, own.get(call.get("name")), errors)}
             for call, errors in checked]
 
 # %% ../nbs/04_constrained_generation.ipynb #c064

@@ -12,9 +12,9 @@ __all__ = ['JSON_DECODER', 'ANNOTATIONS', 'JSON_TYPES', 'OTHER_NAMES', 'ENUM_TYP
            'list_properties', 'table_schema', 'object_schema', 'references', 'pattern_size', 'compile_pattern',
            'is_pattern', 'check_schema', 'clean_tool', 'tool_list', 'clean_tools', 'mcp_servers', 'mcp_session',
            'mcp_trouble', 'mcp_connection', 'result_text', 'mcp_name', 'mcp_tools', 'mcp_functions', 'error_line',
-           'read_functions', 'name_line', 'read_tools', 'pattern_fits', 'resolve_patterns', 'keys_inside',
-           'schema_validator', 'nearest', 'allowed', 'complaints', 'check_call', 'as_typed', 'read_block', 'drop_stops',
-           'parse_calls']
+           'read_functions', 'python_name', 'match_functions', 'name_line', 'read_tools', 'pattern_fits',
+           'resolve_patterns', 'keys_inside', 'schema_validator', 'nearest', 'allowed', 'complaints', 'check_call',
+           'as_typed', 'read_block', 'drop_stops', 'parse_calls']
 
 # %% ../nbs/00_tools.ipynb #c002
 import ast
@@ -22,6 +22,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import keyword
 import math
 import re
 import sys
@@ -677,6 +678,24 @@ def read_functions(path, # the user's own .py file
         raise UserError(f"{path}{error_line(spec.origin, error)}: the file does not load: {type(error).__name__}: {error}.") from None
     found = inspect.getmembers(module, inspect.isfunction)
     return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
+
+def python_name(tool:str, # the name of a tool
+                )->str: # of the function that answers it
+    "A tool's name as Python can write it: `_` for what no name can have, and `tool_` in front where it is still not the name of a public function."
+    name = re.sub(r"\W", "_", tool)
+    public = name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+    return name if public else f"tool_{name}"
+
+def match_functions(functions:dict, # name -> function
+                    names, # of tools
+                    )->dict: # name of a tool -> its function; without the tools that have none
+    "The function of each tool: the one of exactly its name, else the one of its `python_name`, unless that is the name of another tool."
+    found = {}
+    for name in names:
+        other = python_name(name)
+        key = name if name in functions or other in names else other
+        if key in functions: found[name] = functions[key]
+    return found
 
 # %% ../nbs/00_tools.ipynb #c053
 def name_line(path, # a file that was read
