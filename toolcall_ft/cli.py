@@ -789,7 +789,7 @@ def open_functions(config:dict, # the configuration
     source = config["data"]["functions"]
     if not source or source.endswith(".py"): yield read_functions(source) if source else {}
     else:
-        with mcp_functions(source) as functions: yield functions
+        with mcp_functions(source, call_timeout=config["serve"]["call_timeout"]) as functions: yield functions
 
 # %% ../nbs/09b_serving.ipynb #c007
 def describe_message(message:dict, # one message of a conversation
