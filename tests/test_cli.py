@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,6 +40,15 @@ def test_init_writes_a_project_and_never_overwrites(project, capsys):
     assert said.count("kept as it was") == 3
     config = read_config("config.yaml")
     assert config["run"].endswith("runs/first") and config["data"]["functions"].endswith("functions.py")
+
+
+def test_the_header_of_the_first_config_names_what_is_not_a_default(project):
+    def leaves(config, prefix=""):
+        return {key: value for name, part in config.items() for key, value in (leaves(part, f"{prefix}{name}.") if isinstance(part, dict) else {f"{prefix}{name}": part}).items()}
+    own, default = leaves(read_config("config.yaml")), leaves(read_config(None))
+    changed = {key for key in own if own[key] != default[key]}
+    header = Path("config.yaml").read_text().split("\n\n")[0]
+    assert changed == {"run", "data.functions", "train.epochs"} == set(re.findall(r"run|data\.functions|train\.epochs", header)) and "its default" not in header.replace("has its default", "")
 
 
 def test_init_says_when_nothing_was_changed(project, capsys):
@@ -153,6 +163,16 @@ def test_the_page_shows_every_training_row(project):
 def test_a_call_that_cannot_be_read_is_no_answer():
     said = cli.describe_message({"role": "assistant", "content": '<tool_call>\n{"name": '})
     assert said.startswith("unread") and cli.describe_message({"role": "assistant", "content": "Hello"}) == "answer  Hello"
+    assert "(the model began a call that cannot be read, so nothing runs: tool call not readable: Expecting value" in said
+    assert cli.describe_message({"role": "tool", "content": "<tool_call>"}) == "result  <tool_call>"
+
+
+def test_doctor_advises_what_everybody_can_do(monkeypatch, capsys):
+    from toolcall_ft import serve
+    monkeypatch.setattr(serve, "find_vllm", lambda: {"version": None})
+    assert main(["doctor"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("serve: vLLM"))
+    assert "pip install vllm" in line and "in a checkout" in line
 
 
 def test_sample_tools_are_those_of_the_sample_functions(project):

@@ -696,13 +696,10 @@ class McpCaller:
         try:
             ask = self.connect()
             return result_text(ask("call_tool", name, arguments, self.call_timeout))
-        except Exception as error: trouble = error
-        code = getattr(trouble, "code", CONNECTION_CLOSED)
-        if self.ask is ask and code in (CONNECTION_CLOSED, REQUEST_TIMEOUT): self.ask = None
-        return f"Error: no answer within {self.call_timeout:g} seconds" if code == REQUEST_TIMEOUT else f"Error: {trouble}"
-
-    def function(self, name):
-        return lambda **arguments: self.call(name, arguments)
+        except Exception as error:
+            code = getattr(error, "code", CONNECTION_CLOSED)
+            if self.ask is ask and code in (CONNECTION_CLOSED, REQUEST_TIMEOUT): self.ask = None
+            return f"Error: no answer within {self.call_timeout:g} seconds" if code == REQUEST_TIMEOUT else f"Error: {error}"
 
 @contextmanager
 def mcp_functions(source, # an address, a command as a list, a description or a file of it: see `mcp_servers`
@@ -715,7 +712,8 @@ def mcp_functions(source, # an address, a command as a list, a description or a 
         for server in mcp_servers(source):
             caller = McpCaller(server, seconds, call_timeout)
             stack.callback(caller.stack.close)
-            functions |= {mcp_name(tool.name): caller.function(tool.name) for tool in caller.tools}
+            def function(name, caller=caller): return lambda **arguments: caller.call(name, arguments)
+            functions |= {mcp_name(tool.name): function(tool.name) for tool in caller.tools}
         yield functions
 
 # %% ../nbs/00_tools.ipynb #c052
