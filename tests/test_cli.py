@@ -3,8 +3,11 @@ import errno
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -246,6 +249,57 @@ def test_a_model_of_the_hub_without_network_gets_a_sentence(project):
     finished = run_program("inspect", folder=project, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "empty")})
     assert finished.returncode == 2 and "Traceback" not in finished.stderr, finished.stderr
     assert "no-such-model" in finished.stderr or "no network" in finished.stderr
+
+
+@pytest.fixture
+def rude_hub():
+    "A hub that hangs up on everybody: its address, and a list that grows by one with every connection."
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def serve():
+            while True:
+                try: client, _ = listener.accept()
+                except OSError: return
+                connections.append(client)
+                client.close()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", connections
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(project, rude_hub):
+    address, connections = rude_hub
+    write_text(project / "config.yaml", "model: nobody/no-such-model\n")
+    env = {**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, "HF_HOME": str(project / "empty"), "no_proxy": "127.0.0.1"}
+    said = f"toolcall-ft: the model nobody/no-such-model is not on this machine, and {address} cannot be reached (Server disconnected without sending a response.). Connect, set HF_ENDPOINT"
+    assert run_program("data", folder=project, env={**env, "HF_ENDPOINT": address}).returncode == 0 and len(connections) == 1
+    for words in (["inspect"], ["eval", "base"]):
+        connections.clear()
+        finished = run_program(*words, folder=project, env={**env, "HF_ENDPOINT": address})
+        assert finished.returncode == 2 and finished.stderr.startswith(said) and finished.stderr.count("\n") == 1, finished.stderr
+        assert len(connections) == 1, "the libraries by themselves ask more than fifty times"
+    for address, reason in (("http://127.0.0.1:9", "Connection refused"), ("http://hub.invalid", "[Errno -")):
+        finished = run_program("inspect", folder=project, env={**env, "HF_ENDPOINT": address})
+        assert finished.returncode == 2 and f"{address} cannot be reached ({reason}" in finished.stderr.replace("[Errno 111] ", "") and "hf-mirror.com" in finished.stderr and finished.stderr.count("\n") == 1
+
+
+def test_a_model_that_was_fetched_before_needs_no_hub(project, rude_hub):
+    "The folders that the hub's library leaves; one without weights and a whole one."
+    address, connections = rude_hub
+    from toolcall_ft.template import model_path
+    for name, files in (("half", "*token*"), ("whole", "*")):
+        snapshot = project / f"cache/hub/models--somebody--{name}/snapshots/{'0' * 40}"
+        snapshot.mkdir(parents=True)
+        for file in (*Path(model_path("tiny-qwen2")).glob(files), *Path(model_path("tiny-qwen2")).glob("*.jinja"), Path(model_path("tiny-qwen2"), "config.json")): shutil.copy(file, snapshot)
+        write_text(snapshot.parents[1] / "refs/main", "0" * 40)
+    env = {**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, "HF_HOME": str(project / "cache"), "HF_ENDPOINT": address, "no_proxy": "127.0.0.1"}
+    code = "from toolcall_ft.generate import load_model\nfrom toolcall_ft.tools import UserError\nmodel, tokenizer = load_model('somebody/whole')\nprint(model.num_parameters())\ntry: load_model('somebody/half')\nexcept UserError as error: print(error)"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert finished.returncode == 0 and len(connections) == 4, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert int(lines[0]) > 4_000_000 and lines[1].startswith("the model somebody/half is not on this machine") and len(lines) == 2
 
 
 def test_trouble_of_the_machine_gets_a_sentence(project, monkeypatch, capsys):

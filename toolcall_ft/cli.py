@@ -55,7 +55,7 @@ def explain_error(error:BaseException, # what reached the top of the program
         return "the disk is full. Free some space and run the same command again: finished stages are kept."
     if errno.EADDRINUSE in numbers: return "the port is in use. Choose another with --port, or serve.port in the config file."
     if any(type(link).__name__ in NO_NETWORK or "couldn't connect to" in str(link) for link in chain):
-        return "no network, and what is needed is not on this machine. Connect, or name a model folder on disk as model: in the config file."
+        return "no network, and what is needed is not on this machine. Connect, set HF_ENDPOINT to a mirror of the hub, or name a folder as model: in the config file."
     module = (getattr(error, "name", None) or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if module in EXTRA_OF: return f"{module} is not installed: pip install 'toolcall-ft[{EXTRA_OF[module]}]'"
     if isinstance(error, OSError): return str(error).split("\n")[0]

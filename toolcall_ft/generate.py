@@ -21,7 +21,7 @@ from os.path import commonprefix
 
 from tqdm import tqdm
 
-from .template import encode_prompt, load_tokenizer, model_path
+from .template import encode_prompt, from_hub, load_tokenizer, model_path
 from .tools import UserError, canonical_messages, check_call, dump_json, match_functions, parse_calls
 
 # %% ../nbs/04_constrained_generation.ipynb #c006
@@ -292,7 +292,7 @@ def load_model(path:str, # tiny-qwen2, a model folder, or a name on the hub
     from transformers import AutoModelForCausalLM
     tokenizer, gpu = load_tokenizer(path), torch.cuda.is_available()
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=torch.bfloat16 if gpu else torch.float32)
+        with from_hub(model_path(path)): model = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=torch.bfloat16 if gpu else torch.float32)
         if adapter is not None:
             from peft import PeftModel
             model = PeftModel.from_pretrained(model, str(adapter))
