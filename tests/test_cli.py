@@ -3,8 +3,11 @@ import errno
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,6 +45,15 @@ def test_init_writes_a_project_and_never_overwrites(project, capsys):
     assert config["run"].endswith("runs/first") and config["data"]["functions"].endswith("functions.py")
 
 
+def test_the_header_of_the_first_config_names_what_is_not_a_default(project):
+    def leaves(config, prefix=""):
+        return {key: value for name, part in config.items() for key, value in (leaves(part, f"{prefix}{name}.") if isinstance(part, dict) else {f"{prefix}{name}": part}).items()}
+    own, default = leaves(read_config("config.yaml")), leaves(read_config(None))
+    changed = {key for key in own if own[key] != default[key]}
+    header = Path("config.yaml").read_text().split("\n\n")[0]
+    assert changed == {"run", "data.functions", "train.epochs"} == set(re.findall(r"run|data\.functions|train\.epochs", header)) and "its default" not in header.replace("has its default", "")
+
+
 def test_init_says_when_nothing_was_changed(project, capsys):
     assert main(["init"]) == 0 and "Nothing was changed" in capsys.readouterr().out
 
@@ -65,6 +77,39 @@ def test_functions_that_do_not_fit_the_tools_are_noted_and_noted_again(project, 
     run_stages(chain(config)[:1], config)
     again = capsys.readouterr().out
     assert "done already" in again and "functions.py has no function book_room" in again
+
+
+def test_notes_are_of_today_and_not_of_the_day_of_the_stage(project, capsys, monkeypatch):
+    whole = Path("functions.py").read_text()
+    write_text(project / "functions.py", "def find_colleague(name): return 'nobody'\n")
+    assert main(["data"]) == 0 and "functions.py has no function book_room" in capsys.readouterr().out
+    config = read_config("config.yaml")
+    write_text(project / "functions.py", whole)
+    assert run_stages(chain(config)[:1], config) == []
+    said = capsys.readouterr().out
+    assert "done already" in said and "book_room" not in said and "checks of the examples: 0 errors" in said
+    assert "notes" not in cli.read_record(config)["data"]["facts"], "what can change is not stored"
+    write_text(project / "functions.py", "def find_colleague(:\n")
+    assert run_stages(chain(config)[:1], config) == [] and "functions.py, line 1: the file does not load" in capsys.readouterr().out
+    monkeypatch.chdir(project.parent)
+    run_stages(chain(config)[:1], config)
+    assert f"{project.name}/runs/first/data/checks.md" in capsys.readouterr().out, "a path is told from where one stands"
+
+
+def test_a_function_answers_a_tool_whose_name_python_cannot_write(project, capsys):
+    tools = [{"name": "track-parcel", "parameters": {"type": "object", "properties": {"from": {"type": "string"}}, "required": ["from"]}}]
+    write_text(project / "tools.json", json.dumps(tools))
+    write_text(project / "logs.jsonl", "".join(json.dumps({"user": f"Where is the parcel from {city}?", "tool_name": "track-parcel", "arguments": {"from": city}}) + "\n" for city in "Rome Oslo Bonn Lima Cork Nice Pisa Riga Kyiv Bern".split()))
+    write_text(project / "functions.py", "x = 1\n")
+    assert main(["data"]) == 0 and "functions.py has no function track_parcel for the tool track-parcel" in capsys.readouterr().out
+    config, trained = read_config("config.yaml"), cli.trained_tools(read_config("config.yaml"))
+    for text, told in (("def track_parcel(place): pass", "'from': take them all as **arguments"), ("def track_parcel(**arguments): return arguments['from']", None)):
+        write_text(project / "functions.py", text + "\n")
+        notes = cli.function_notes(config, trained) + cli.drift_notes(config, {tool["function"]["name"]: tool for tool in trained})
+        assert told in notes[0] if told else notes == []
+    from toolcall_ft.generate import run_calls
+    with cli.open_functions(config) as functions:
+        assert run_calls([{"name": "track-parcel", "arguments": {"from": "Rome"}}], functions, trained) == [{"role": "tool", "name": "track-parcel", "content": "Rome"}]
 
 
 def test_the_tools_offered_are_those_of_most_rows(project):
@@ -121,6 +166,16 @@ def test_the_page_shows_every_training_row(project):
 def test_a_call_that_cannot_be_read_is_no_answer():
     said = cli.describe_message({"role": "assistant", "content": '<tool_call>\n{"name": '})
     assert said.startswith("unread") and cli.describe_message({"role": "assistant", "content": "Hello"}) == "answer  Hello"
+    assert "(the model began a call that cannot be read, so nothing runs: tool call not readable: Expecting value" in said
+    assert cli.describe_message({"role": "tool", "content": "<tool_call>"}) == "result  <tool_call>"
+
+
+def test_doctor_advises_what_everybody_can_do(monkeypatch, capsys):
+    from toolcall_ft import serve
+    monkeypatch.setattr(serve, "find_vllm", lambda: {"version": None})
+    assert main(["doctor"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("serve: vLLM"))
+    assert "pip install vllm" in line and "in a checkout" in line
 
 
 def test_sample_tools_are_those_of_the_sample_functions(project):
@@ -194,6 +249,57 @@ def test_a_model_of_the_hub_without_network_gets_a_sentence(project):
     finished = run_program("inspect", folder=project, env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "empty")})
     assert finished.returncode == 2 and "Traceback" not in finished.stderr, finished.stderr
     assert "no-such-model" in finished.stderr or "no network" in finished.stderr
+
+
+@pytest.fixture
+def rude_hub():
+    "A hub that hangs up on everybody: its address, and a list that grows by one with every connection."
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def serve():
+            while True:
+                try: client, _ = listener.accept()
+                except OSError: return
+                connections.append(client)
+                client.close()
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", connections
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(project, rude_hub):
+    address, connections = rude_hub
+    write_text(project / "config.yaml", "model: nobody/no-such-model\n")
+    env = {**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, "HF_HOME": str(project / "empty"), "no_proxy": "127.0.0.1"}
+    said = f"toolcall-ft: the model nobody/no-such-model is not on this machine, and {address} cannot be reached (Server disconnected without sending a response.). Connect, set HF_ENDPOINT"
+    assert run_program("data", folder=project, env={**env, "HF_ENDPOINT": address}).returncode == 0 and len(connections) == 1
+    for words in (["inspect"], ["eval", "base"]):
+        connections.clear()
+        finished = run_program(*words, folder=project, env={**env, "HF_ENDPOINT": address})
+        assert finished.returncode == 2 and finished.stderr.startswith(said) and finished.stderr.count("\n") == 1, finished.stderr
+        assert len(connections) == 1, "the libraries by themselves ask more than fifty times"
+    for address, reason in (("http://127.0.0.1:9", "Connection refused"), ("http://hub.invalid", "[Errno -")):
+        finished = run_program("inspect", folder=project, env={**env, "HF_ENDPOINT": address})
+        assert finished.returncode == 2 and f"{address} cannot be reached ({reason}" in finished.stderr.replace("[Errno 111] ", "") and "hf-mirror.com" in finished.stderr and finished.stderr.count("\n") == 1
+
+
+def test_a_model_that_was_fetched_before_needs_no_hub(project, rude_hub):
+    "The folders that the hub's library leaves; one without weights and a whole one."
+    address, connections = rude_hub
+    from toolcall_ft.template import model_path
+    for name, files in (("half", "*token*"), ("whole", "*")):
+        snapshot = project / f"cache/hub/models--somebody--{name}/snapshots/{'0' * 40}"
+        snapshot.mkdir(parents=True)
+        for file in (*Path(model_path("tiny-qwen2")).glob(files), *Path(model_path("tiny-qwen2")).glob("*.jinja"), Path(model_path("tiny-qwen2"), "config.json")): shutil.copy(file, snapshot)
+        write_text(snapshot.parents[1] / "refs/main", "0" * 40)
+    env = {**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, "HF_HOME": str(project / "cache"), "HF_ENDPOINT": address, "no_proxy": "127.0.0.1"}
+    code = "from toolcall_ft.generate import load_model\nfrom toolcall_ft.tools import UserError\nmodel, tokenizer = load_model('somebody/whole')\nprint(model.num_parameters())\ntry: load_model('somebody/half')\nexcept UserError as error: print(error)"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert finished.returncode == 0 and len(connections) == 4, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert int(lines[0]) > 4_000_000 and lines[1].startswith("the model somebody/half is not on this machine") and len(lines) == 2
 
 
 def test_trouble_of_the_machine_gets_a_sentence(project, monkeypatch, capsys):

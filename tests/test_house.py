@@ -1,9 +1,11 @@
 """The rules of the house that a program can check: order of modules, light start, tidy notebooks, versions, the wheel."""
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 
@@ -58,6 +60,20 @@ def test_nothing_heavy_is_loaded_at_the_start(code):
     assert finished.stderr.strip().splitlines()[-1] == "[]"
 
 
+def test_the_package_shows_its_modules_and_imports_none():
+    code = """import sys, toolcall_ft
+assert {"train", "cli", "tools"} <= set(dir(toolcall_ft)) and "_modidx" not in dir(toolcall_ft)
+assert not [name for name in sys.modules if name.startswith("toolcall_ft.")]
+assert toolcall_ft.tools.dump_json([1]) == "[1]" and not hasattr(toolcall_ft, "nothing")
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.completer import provisionalcompleter
+shell = InteractiveShell.instance(user_ns={"toolcall_ft": toolcall_ft})
+with provisionalcompleter(): found = [one.text for one in shell.Completer.completions("toolcall_ft.", 12)]
+assert {"train", "cli", "tools"} <= {text.lstrip(".") for text in found}, found"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_every_notebook_is_tidy(repository):
     for name, notebook in notebooks(repository).items():
         assert len(notebook["cells"]) <= 70, name
@@ -89,9 +105,16 @@ def test_an_exported_definition_fits_on_the_screen(repository):
                     assert lines <= 25, f"{name}: {node.name} has {lines} lines"
 
 
-def test_no_path_of_a_machine_is_written_anywhere(repository):
+def kept_files(repository):
+    "Names of all files that belong to the project: as git has them, or all that there are where an sdist was unpacked."
+    if not (repository / ".git").exists():
+        return [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file() and not {"__pycache__", ".pytest_cache", ".hypothesis"} & set(path.parts)]
     listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=repository, capture_output=True, text=True, check=True)
-    for name in listed.stdout.splitlines():
+    return listed.stdout.splitlines()
+
+
+def test_no_path_of_a_machine_is_written_anywhere(repository):
+    for name in kept_files(repository):
         path = repository / name
         if not path.is_file() or path.suffix in (".safetensors", ".png") or path.name == "test_house.py": continue
         found = re.search(r"(/root/|/home/\w+/|/Users/\w+/|/tmp/w/|/work/(main|shared))", path.read_text(encoding="utf-8", errors="replace"))
@@ -124,14 +147,31 @@ def test_light_install_brings_no_torch(repository):
     assert not {"torch", "trl", "peft", "unsloth"} & {re.split("[<>=]", word)[0] for word in settings["requirements"].split()}
 
 
-def test_the_wheel_holds_model_and_configuration(repository, tmp_path):
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=repository, capture_output=True, text=True, check=True)
-    for name in filter(lambda name: not name.startswith(("nbs/", "tests/")), listed.stdout.splitlines()): # a copy: the build writes into its folder
+@pytest.fixture(scope="module")
+def built(repository, tmp_path_factory):
+    "A folder with a wheel and an sdist, built in a copy, since the build writes into its folder."
+    folder = tmp_path_factory.mktemp("built")
+    for name in kept_files(repository):
         if not (repository / name).is_file(): continue
-        (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "copy" / name).write_bytes((repository / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)], cwd=tmp_path / "copy", check=True, capture_output=True)
-    held = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+        (folder / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "copy" / name).write_bytes((repository / name).read_bytes())
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--sdist", "--no-isolation", "--outdir", str(folder)], cwd=folder / "copy", check=True, capture_output=True)
+    return folder
+
+
+def test_the_sdist_holds_what_its_tests_need(repository, built, tmp_path):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive: archive.extractall(tmp_path, filter="data")
+    unpacked = next(tmp_path.iterdir())
+    missing = [name for name in kept_files(repository) if (repository / name).is_file() and not name.startswith(".") and not (unpacked / name).exists()]
+    assert missing == []
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    for words in (["tests/test_tools.py", "-k", "function or file"], ["tests/test_mcp.py", "-k", "tools_of_a_server"], ["tests/test_house.py", "-k", "not wheel and not sdist"]):
+        finished = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words], cwd=unpacked, env=environment, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stdout[-2000:]
+
+
+def test_the_wheel_holds_model_and_configuration(repository, built):
+    held = set(zipfile.ZipFile(next(built.glob("*.whl"))).namelist())
     package = repository / "toolcall_ft"
     data = [path for folder in ("sample", "tiny_data", "tiny_qwen2") for path in (package / folder).iterdir() if path.is_file()]
     for path in [*(package / name for name in ("config.yaml", "synthesise.yaml", "viewer.html")), *package.glob("*.py"), *data]:

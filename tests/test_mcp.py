@@ -1,6 +1,7 @@
 """Tools of real MCP servers, started here: over standard input and output, and over HTTP on 127.0.0.1."""
 import gc
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from toolcall_ft.cli import open_functions
+from toolcall_ft.data import read_config
 from toolcall_ft.generate import chat_with_tools
 from toolcall_ft.tools import UserError, check_call, clean_tools, mcp_functions, mcp_servers, mcp_tools, read_tools
 
@@ -120,12 +123,59 @@ def test_nothing_is_left_behind():
     assert children() == before and threading.active_count() == threads
 
 
-def test_a_slow_call_and_a_server_that_dies():
-    with mcp_functions(COMMAND, seconds=2) as functions:
-        with pytest.raises(Exception, match="timed out"): functions["sleep"](seconds=30)
-        assert functions["items"]() == "tea\nrice"
-        for name in ("die", "items"):
-            with pytest.raises(Exception, match="closed"): functions[name]()
+@pytest.mark.parametrize("kind", ["stdio", "http"])
+def test_a_call_that_takes_too_long_is_told_and_the_talk_goes_on(kind, request):
+    source = COMMAND if kind == "stdio" else request.getfixturevalue("address")
+    with mcp_functions(source, call_timeout=2) as functions:
+        assert functions["sleep"](seconds=30) == "Error: no answer within 2 seconds"
+        assert functions["items"]() == "tea\nrice" and functions["sleep"](seconds=0) == "awake"
+
+
+def test_a_server_that_dies_is_started_again():
+    with mcp_functions(COMMAND) as functions:
+        assert functions["die"]() == "Error: Connection closed" and functions["items"]() == "tea\nrice"
+
+
+def test_a_server_that_is_gone_is_told_at_every_call(tmp_path):
+    shutil.copy(SERVER, tmp_path / "shop.py")
+    with mcp_functions([sys.executable, str(tmp_path / "shop.py"), "stdio"]) as functions:
+        (tmp_path / "shop.py").unlink()
+        functions["die"]()
+        for _ in range(2): assert functions["items"]().startswith("Error: MCP server `") and "terminal" in functions["items"]()
+
+
+CHATTY = """
+import json, sys, time
+def answer(message, result): print(json.dumps({"jsonrpc": "2.0", "id": message["id"], **result}), flush=True)
+print("loading the prices", flush=True)
+sys.stdout.buffer.write(b"\\xff\\xfe\\nready\\n"); sys.stdout.flush()
+for line in sys.stdin:
+    message = json.loads(line)
+    method, asked = message["method"], message.get("params", {})
+    print("asked", method, flush=True)
+    if method == "initialize": answer(message, {"result": {"protocolVersion": asked["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": {"name": "a", "version": "1"}}})
+    elif method == "tools/list": answer(message, {"result": {"tools": [{"name": name, "inputSchema": {"type": "object", "properties": {}}} for name in ("hang", "quick")]}})
+    elif method == "tools/call" and asked["name"] == "hang": time.sleep(600)
+    elif method == "tools/call": answer(message, {"result": {"content": [{"type": "text", "text": "yes"}]}})
+    elif "id" in message: answer(message, {"error": {"code": -32601, "message": "unknown"}})
+"""
+
+
+def test_a_server_that_prints_and_hangs(tmp_path, capfd):
+    "It answers one message after the other, so that while it hangs it answers nothing; a real process."
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    tools, _ = mcp_tools([sys.executable, str(tmp_path / "chatty.py")])
+    steps = iter(["quick", "hang", "quick"])
+    def stand_in(requests):
+        name = next(steps, None)
+        return [{"content": "" if name else "Done.", "calls": [{"name": name, "arguments": {}}] if name else [], "errors": [], "text": "", "seconds": 0.0}]
+    (tmp_path / "mcp.json").write_text(json.dumps({"command": sys.executable, "args": [str(tmp_path / "chatty.py")]}))
+    (tmp_path / "config.yaml").write_text("data: {functions: mcp.json}\nserve: {call_timeout: 2}\n")
+    with open_functions(read_config(tmp_path / "config.yaml")) as functions:
+        talk = chat_with_tools(stand_in, [{"role": "user", "content": "Go!"}], tools, functions)
+    assert [message["content"] for message in talk if message["role"] == "tool"] == ["yes", "Error: no answer within 2 seconds", "yes"] and talk[-1]["content"] == "Done."
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "chatty.py` prints on its standard output what is no message" in said and said.endswith("The first: loading the prices\n")
 
 
 @pytest.mark.parametrize("source, words", [
@@ -175,7 +225,7 @@ def test_names_that_a_model_cannot_call_and_tools_beyond_repair(monkeypatch):
     offered = [Tool(name="files/read", description="Reads.", input_schema={"type": "object", "properties": {"path": {"type": "string"}}}), Tool(name="broken", description="", input_schema={"type": "object", "properties": {"x": {"type": "datum"}}}),
                Tool(name="plain", description="", input_schema={"type": "object"})]
     called = []
-    def ask(method, name, arguments): called.append(name); return Tool(content=[], structured_content=arguments, is_error=False)
+    def ask(method, name, arguments, seconds): called.append(name); return Tool(content=[], structured_content=arguments, is_error=False)
     @contextmanager
     def connection(server, seconds): yield ask, offered
     monkeypatch.setattr(module, "mcp_connection", connection)

@@ -645,7 +645,7 @@ def test_model_folders_with_something_missing(tmp_path):
 
 def test_no_network_is_a_clear_error(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="give its folder"): load_tokenizer("nobody-has-this/model-here")
+    with pytest.raises(UserError, match="give a folder as model:"): load_tokenizer("nobody-has-this/model-here")
 
 
 # ---- seeing it

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
-from toolcall_ft.tools import (UserError, canonical, canonical_argument, canonical_messages, canonical_number, check_call, clean_tools, clean_type, dump_json, parse_calls, parse_json, read_functions, read_json, read_tools, tool_schema)
+from toolcall_ft.tools import (UserError, canonical, canonical_argument, canonical_messages, canonical_number, check_call, clean_tools, clean_type, dump_json, match_functions,
+                               parse_calls, parse_json, python_name, read_functions, read_json, read_tools, tool_schema)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ANY_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
@@ -608,3 +609,16 @@ def test_repeats_that_would_fill_the_memory_are_never_written_out(pattern):
     assert "takes too long" in said
     long = [{"type": "function", "function": {"name": "t", "description": "", "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": r"^[A-Za-z0-9+/=\p{Lu}]{2000}$"}}}}}]
     assert clean_tools(long) == (long, []) and check_call({"name": "t", "arguments": {"x": "a" * 2000}}, long) == []
+
+
+@pytest.mark.parametrize("tool, name", [("track-parcel", "track_parcel"), ("shop.track", "shop_track"), ("add", "add"), ("天气-查询", "天气_查询"), ("3d-print", "tool_3d_print"), ("import", "tool_import"), ("_hidden", "tool__hidden")])
+def test_every_tool_has_a_name_that_a_public_function_can_have(tmp_path, tool, name):
+    assert python_name(tool) == name
+    (tmp_path / "f.py").write_text(f"def {name}(): return 1\n", encoding="utf-8")
+    assert match_functions(read_functions(tmp_path / "f.py"), [tool])[tool]() == 1
+
+
+def test_a_function_of_exactly_the_tools_name_comes_first():
+    mcp = {"a-b": "exact", "a_b": "other"}
+    assert match_functions(mcp, ["a-b", "a_b"]) == mcp and match_functions({"a_b": "other"}, ["a-b", "a_b", "lost"]) == {"a_b": "other"}
+    assert match_functions({"a_b": "both"}, ["a-b", "a.b"]) == {"a-b": "both", "a.b": "both"}

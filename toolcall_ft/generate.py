@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from .template import encode_prompt, load_tokenizer, model_path
-from .tools import FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages, check_call, closed, dump_json, fits, parse_calls
+from .template import encode_prompt, from_hub, load_tokenizer, model_path
+from .tools import (FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages, check_call, closed, dump_json, fits, match_functions,
+                               parse_calls)
 
 # %% ../nbs/04_constrained_generation.ipynb #c006
 def grammar_accepts(grammar:str, # GBNF with a rule called root
@@ -535,7 +536,7 @@ def load_model(path:str, # tiny-qwen2, a model folder, or a name on the hub
     from transformers import AutoModelForCausalLM
     tokenizer, gpu = load_tokenizer(path), torch.cuda.is_available()
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=torch.bfloat16 if gpu else torch.float32)
+        with from_hub(model_path(path)): model = AutoModelForCausalLM.from_pretrained(model_path(path), dtype=torch.bfloat16 if gpu else torch.float32)
         if adapter is not None:
             from peft import PeftModel
             model = PeftModel.from_pretrained(model, str(adapter))
@@ -651,7 +652,8 @@ def run_calls(calls:list, # {"name", "arguments"}
               )->list: # messages {"role": "tool", "name", "content"}
     "Run the calls that fit their schema, all of them checked before the first one runs; returns the messages that tell the model."
     checked = [(call, check_call(call, tools)) for call in calls]
-    return [{"role": "tool", "name": str(call.get("name")), "content": run_call(call, functions.get(call.get("name")), errors)}
+    own = match_functions(functions, [tool["function"]["name"] for tool in tools])
+    return [{"role": "tool", "name": str(call.get("name")), "content": run_call(call, own.get(call.get("name")), errors)}
             for call, errors in checked]
 
 # %% ../nbs/04_constrained_generation.ipynb #c064

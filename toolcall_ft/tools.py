@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['JSON_DECODER', 'ANNOTATIONS', 'JSON_TYPES', 'OTHER_NAMES', 'ENUM_TYPE', 'TYPE_NAMES', 'PROSE_CHOICES', 'NO_CHOICES',
-           'INSIDE', 'OBJECT_KEYWORDS', 'FORMAT_EXAMPLES', 'ALLOWED', 'JOINER', 'STOP_TOKENS', 'UserError',
+           'INSIDE', 'OBJECT_KEYWORDS', 'STRAY', 'FORMAT_EXAMPLES', 'ALLOWED', 'JOINER', 'STOP_TOKENS', 'UserError',
            'unique_keys', 'refuse_constant', 'check_value', 'parse_json', 'read_text', 'read_json', 'dump_json',
            'part_accents', 'canonical', 'canonical_number', 'look_up', 'schema_parts', 'ordered_fields',
            'canonical_argument', 'tidy_call', 'canonical_messages', 'tool_schema', 'allow_null', 'split_type', 'any_of',
            'literal_value', 'clean_type', 'prose_enum', 'modern_field', 'clean_types', 'clean_values', 'text_field',
            'clean_field', 'order_schema', 'clean_object', 'list_properties', 'table_schema', 'object_schema',
            'references', 'pattern_size', 'compile_pattern', 'is_pattern', 'check_schema', 'clean_tool', 'tool_list',
-           'clean_tools', 'mcp_servers', 'mcp_session', 'mcp_trouble', 'mcp_connection', 'result_text', 'mcp_name',
-           'mcp_tools', 'mcp_functions', 'error_line', 'read_functions', 'name_line', 'read_tools', 'pattern_fits',
-           'resolve_patterns', 'keys_inside', 'panic_as_error', 'closed', 'schema_validator', 'validator_for', 'fits',
-           'nearest', 'allowed', 'complaints', 'check_call', 'as_typed', 'read_block', 'drop_stops', 'parse_calls']
+           'clean_tools', 'mcp_servers', 'mcp_label', 'one_sentence', 'mcp_session', 'mcp_trouble', 'mcp_connection',
+           'result_text', 'mcp_name', 'mcp_tools', 'McpCaller', 'mcp_functions', 'error_line', 'read_functions',
+           'python_name', 'match_functions', 'name_line', 'read_tools', 'pattern_fits', 'resolve_patterns',
+           'keys_inside', 'panic_as_error', 'closed', 'schema_validator', 'validator_for', 'fits', 'nearest', 'allowed',
+           'complaints', 'check_call', 'as_typed', 'read_block', 'drop_stops', 'parse_calls']
 
 # %% ../nbs/00_tools.ipynb #c002
 import ast
@@ -22,10 +23,13 @@ import difflib
 import importlib.util
 import inspect
 import json
+import keyword
+import logging
 import math
 import re
 import sys
 import tempfile
+import threading
 import traceback
 import unicodedata
 import warnings
@@ -626,6 +630,33 @@ def mcp_servers(source, # an address, a command as a list, {"command": ..., "arg
     return [{**server, "args": [str(word) for word in server.get("args", [])]} for server in servers.values()]
 
 # %% ../nbs/00_tools.ipynb #c044
+def mcp_label(server:dict, # {"command", "args"} or {"url"}
+              )->str: # for a message
+    "What a user knows a server by: its address or its command."
+    return server["url"] if "url" in server else "`" + " ".join([server["command"], *server.get("args", [])]) + "`"
+
+STRAY = set() # the servers of which it was said that they print what is no message
+
+@contextmanager
+def one_sentence(server:dict, # {"command", "args"} or {"url"}
+                 ):
+    "In the thread of a session: what a server prints besides messages makes one sentence, where the SDK logs a traceback for each line."
+    from pydantic import ValidationError
+    loggers = [logging.getLogger(f"mcp.client.{name}") for name in ("stdio", "streamable_http")]
+    thread, label = threading.get_ident(), mcp_label(server)
+    def keep(record):
+        error = record.exc_info and record.exc_info[1]
+        if record.thread != thread or not isinstance(error, ValidationError): return True
+        line = str(error.errors()[0]["input"])[:200]
+        where = "sends" if "url" in server else "prints on its standard output"
+        if label not in STRAY: print(f"note: MCP server {label} {where} what is no message of the protocol; it is passed over. The first: {line}", file=sys.stderr)
+        STRAY.add(label)
+        return False
+    for logger in loggers: logger.addFilter(keep)
+    try: yield
+    finally:
+        for logger in loggers: logger.removeFilter(keep)
+
 def mcp_session(server:dict, # {"command", "args", "env", "cwd"} or {"url", "headers"}
                 log, # a file for what the server prints
                 seconds:float, # to wait for the connection, and for each answer
@@ -638,11 +669,15 @@ def mcp_session(server:dict, # {"command", "args", "env", "cwd"} or {"url", "hea
     @asynccontextmanager
     async def session():
         async with AsyncExitStack() as stack:
+            stack.enter_context(one_sentence(server))
             scope = stack.enter_context(anyio.CancelScope(deadline=anyio.current_time() + seconds))
             if "url" in server:
-                web = await stack.enter_async_context(httpx2.AsyncClient(headers=server.get("headers"), timeout=seconds))
+                patience = httpx2.Timeout(seconds, read=None) # how long to wait for an answer is said with each question
+                web = await stack.enter_async_context(httpx2.AsyncClient(headers=server.get("headers"), timeout=patience))
                 transport = streamable_http_client(server["url"], http_client=web)
-            else: transport = stdio_client(StdioServerParameters(**{key: server[key] for key in ("command", "args", "env", "cwd") if server.get(key)}), errlog=log)
+            else:
+                settings = {key: server[key] for key in ("command", "args", "env", "cwd") if server.get(key)}
+                transport = stdio_client(StdioServerParameters(**settings, encoding_error_handler="replace"), errlog=log)
             client = await stack.enter_async_context(Client(transport, read_timeout_seconds=seconds))
             scope.deadline = math.inf
             yield client
@@ -660,9 +695,8 @@ def mcp_trouble(server:dict, # that could not be reached
     log.seek(0)
     printed = log.read().decode(errors="replace").strip().split("\n")[-1][:200]
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}" + (f"; it printed: {printed}" if printed else "")
-    if "url" in server: return UserError(f"MCP server {server['url']}: {reason}. Is it running, and is the address complete? It often ends in /mcp.")
-    command = " ".join([server["command"], *server.get("args", [])])
-    return UserError(f"MCP server `{command}`: {reason}. Run the command in a terminal: it must start and wait for input.")
+    advice = "Is it running, and is the address complete? It often ends in /mcp." if "url" in server else "Run the command in a terminal: it must start and wait for input."
+    return UserError(f"MCP server {mcp_label(server)}: {reason}. {advice}")
 
 # %% ../nbs/00_tools.ipynb #c046
 @contextmanager
@@ -722,17 +756,45 @@ def mcp_tools(source, # an address, a command as a list, a description or a file
     return clean_tools(tools)[0], said
 
 # %% ../nbs/00_tools.ipynb #c049
+class McpCaller:
+    "Calls the tools of one MCP server. A connection that failed, or gave no answer in time, is opened again for the next call."
+    def __init__(self, server, seconds, call_timeout):
+        self.server, self.seconds, self.call_timeout = server, seconds, call_timeout
+        self.stack, self.lock, self.ask = ExitStack(), threading.Lock(), None
+        self.connect()
+
+    def connect(self):
+        with self.lock:
+            if self.ask is None:
+                self.stack.close()
+                self.ask, self.tools = self.stack.enter_context(mcp_connection(self.server, self.seconds))
+            return self.ask
+
+    def call(self, name, arguments):
+        "What the model reads of a call; trouble begins with `Error: `."
+        from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT
+        ask = None
+        try:
+            ask = self.connect()
+            return result_text(ask("call_tool", name, arguments, self.call_timeout))
+        except Exception as error:
+            code = getattr(error, "code", CONNECTION_CLOSED)
+            if self.ask is ask and code in (CONNECTION_CLOSED, REQUEST_TIMEOUT): self.ask = None
+            return f"Error: no answer within {self.call_timeout:g} seconds" if code == REQUEST_TIMEOUT else f"Error: {error}"
+
 @contextmanager
 def mcp_functions(source, # an address, a command as a list, a description or a file of it: see `mcp_servers`
-                  seconds:float=30, # to wait for an answer
+                  seconds:float=30, # to wait for a connection
+                  call_timeout:float=30, # to wait for the answer to a call
                   ): # yields {name: function}, for `chat_with_tools`
     "Functions that call the tools of MCP servers, as long as the `with` lasts. Raises `UserError` if one cannot be reached."
     with ExitStack() as stack:
         functions = {}
         for server in mcp_servers(source):
-            ask, tools = stack.enter_context(mcp_connection(server, seconds))
-            def caller(name, ask=ask): return lambda **arguments: result_text(ask("call_tool", name, arguments))
-            functions |= {mcp_name(tool.name): caller(tool.name) for tool in tools}
+            caller = McpCaller(server, seconds, call_timeout)
+            stack.callback(caller.stack.close)
+            def function(name, caller=caller): return lambda **arguments: caller.call(name, arguments)
+            functions |= {mcp_name(tool.name): function(tool.name) for tool in caller.tools}
         yield functions
 
 # %% ../nbs/00_tools.ipynb #c052
@@ -757,6 +819,24 @@ def read_functions(path, # the user's own .py file
         raise UserError(f"{path}{error_line(spec.origin, error)}: the file does not load: {type(error).__name__}: {error}.") from None
     found = inspect.getmembers(module, inspect.isfunction)
     return {name: f for name, f in found if f.__module__ == module.__name__ and not name.startswith("_")}
+
+def python_name(tool:str, # the name of a tool
+                )->str: # of the function that answers it
+    "A tool's name as Python can write it: `_` for what no name can have, and `tool_` in front where it is still not the name of a public function."
+    name = re.sub(r"\W", "_", tool)
+    public = name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+    return name if public else f"tool_{name}"
+
+def match_functions(functions:dict, # name -> function
+                    names, # of tools
+                    )->dict: # name of a tool -> its function; without the tools that have none
+    "The function of each tool: the one of exactly its name, else the one of its `python_name`, unless that is the name of another tool."
+    found = {}
+    for name in names:
+        other = python_name(name)
+        key = name if name in functions or other in names else other
+        if key in functions: found[name] = functions[key]
+    return found
 
 # %% ../nbs/00_tools.ipynb #c053
 def name_line(path, # a file that was read

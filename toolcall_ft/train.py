@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .data import replace_folder, write_jsonl, write_text
-from .template import encode_dataset, encode_rows, load_tokenizer, model_path
+from .template import encode_dataset, encode_rows, from_hub, load_tokenizer, model_path
 from .tools import UserError, dump_json, read_json
 
 # %% ../nbs/03_unsloth_lora.ipynb #c004
@@ -74,8 +74,9 @@ def load_unsloth(
     import torch
     from unsloth import FastLanguageModel
     recompute = "unsloth" if torch.cuda.is_available() else False
-    base, _ = FastLanguageModel.from_pretrained(model_path(model), max_seq_length=max_length, dtype=getattr(torch, compute_type()),
-                                                load_in_4bit=four_bit, use_gradient_checkpointing=recompute)
+    with from_hub(model_path(model)):
+        base, _ = FastLanguageModel.from_pretrained(model_path(model), max_seq_length=max_length, dtype=getattr(torch, compute_type()),
+                                                    load_in_4bit=four_bit, use_gradient_checkpointing=recompute)
     return FastLanguageModel.get_peft_model(base, r=rank, lora_alpha=alpha, target_modules=LINEAR_LAYERS,
                                             use_gradient_checkpointing=recompute, random_state=seed)
 
@@ -96,8 +97,9 @@ def load_peft(
     set_seed(seed)
     number = getattr(torch, compute_type())
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number) if four_bit else None
-    base = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=number, quantization_config=quantized,
-                                                device_map={"": 0} if torch.cuda.is_available() else None)
+    with from_hub(model_path(model)):
+        base = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=number, quantization_config=quantized,
+                                                    device_map={"": 0} if torch.cuda.is_available() else None)
     return get_peft_model(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=LINEAR_LAYERS, task_type="CAUSAL_LM"))
 
 # %% ../nbs/03_unsloth_lora.ipynb #c019
@@ -392,7 +394,7 @@ def load_adapted(
     from transformers import AutoModelForCausalLM
     if not (Path(adapter) / "adapter_config.json").exists():
         raise UserError(f"{adapter}: no adapter here (adapter_config.json is missing); run the train stage first")
-    base = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=torch.float32)
+    with from_hub(model_path(model)): base = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=torch.float32)
     try: return PeftModel.from_pretrained(base, adapter)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{adapter}: this adapter does not fit the model {model}; merge it into the model that it was trained on "
