@@ -19,7 +19,7 @@ def machine_row(summary: dict) -> str:
     facts, seconds, exact = summary["facts"]["train"], summary["seconds"], summary["free"]
     low, high = exact["exact_interval"]
     right = f"{100 * exact['exact']:.1f} % | {100 * low:.1f} to {100 * high:.1f}"
-    return f"| {facts['compute_type']} | {facts['machine']} | {seconds['train']:.0f} s | {sum(seconds.values()):.0f} s | {right} | {exact['n']} |"
+    return f"| {facts['compute_type']} | {facts.get('machine', '–')} | {seconds['train']:.0f} s | {sum(seconds.values()):.0f} s | {right} | {exact['n']} |"
 
 
 def machine_table() -> str:
