@@ -170,6 +170,30 @@ def test_a_call_that_cannot_be_read_is_no_answer():
     assert cli.describe_message({"role": "tool", "content": "<tool_call>"}) == "result  <tool_call>"
 
 
+@pytest.fixture
+def distribution(tmp_path, monkeypatch):
+    "Makes packages that are installed as far as their metadata go."
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    def make(name, version, *needs):
+        write_text(tmp_path / "site" / f"{name}-{version}.dist-info/METADATA", "\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]))
+    return make
+
+
+def test_doctor_compares_versions_with_what_the_packages_ask_for(distribution, monkeypatch, capsys):
+    distribution("slothlike", "2.0", "deeper", "gone-package!=1.5,>=1.1", "other; extra == 'x'", "old-python; python_version < '3'")
+    distribution("deeper", "1.0", "newish<=1.15.0", "good>=1", "gone_package<3")
+    distribution("newish", "1.16.2")
+    distribution("good", "1.0rc1", "slothlike")
+    found = cli.misfits(["slothlike", "not-here"])
+    assert {(who, str(requirement), here) for who, requirement, here in found} == {
+        ("slothlike", "gone-package!=1.5,>=1.1", ""), ("deeper", "newish<=1.15.0", "1.16.2"), ("deeper", "good>=1", "1.0rc1"), ("deeper", "gone_package<3", "")}
+    lines = cli.misfit_lines(found)
+    assert "deeper needs newish<=1.15.0, and 1.16.2 is here" in lines and "slothlike needs gone-package!=1.5,>=1.1, which is missing" in lines
+    assert lines[-1].startswith("To get them: pip install ") and "'newish<=1.15.0'" in lines[-1]
+    monkeypatch.setattr(cli, "EXTRA_OF", {"slothlike": "train"})
+    assert main(["doctor"]) == 0 and "Versions that do not go together:\n  " in (said := capsys.readouterr().out) and "Everything for the whole chain" not in said
+
+
 def test_doctor_advises_what_everybody_can_do(monkeypatch, capsys):
     from toolcall_ft import serve
     monkeypatch.setattr(serve, "find_vllm", lambda: {"version": None})

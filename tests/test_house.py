@@ -142,6 +142,12 @@ def test_what_is_installed_is_what_is_pinned(repository):
     for name in ("torch", "transformers", "trl", "peft", "datasets", "nbdev", "fastcore", "execnb", "transformers-cfg"): assert version(name) == pinned[name], name
 
 
+def test_what_is_installed_goes_together():
+    "What `pip check` says of our own packages and all that they need."
+    from toolcall_ft.cli import EXTRA_OF, misfit_lines, misfits
+    assert misfit_lines(misfits(["toolcall-ft", *EXTRA_OF])) == []
+
+
 def test_light_install_brings_no_torch(repository):
     settings = read_settings(repository)
     assert not {"torch", "trl", "peft", "unsloth"} & {re.split("[<>=]", word)[0] for word in settings["requirements"].split()}

@@ -36,7 +36,7 @@ def start_backend(
     try: import unsloth
     except Exception as error:
         if backend == "unsloth": raise UserError(f"train.backend: unsloth cannot start ({error}); "
-                                                 "pip install --no-deps unsloth unsloth_zoo (with a GPU: pip install unsloth), or set train.backend to peft") from error
+                                                 "pip install 'toolcall-ft[unsloth]', or set train.backend to peft") from error
         print(f"Unsloth is installed and cannot start ({error}); training with PEFT")
         return "peft"
     return "unsloth"
