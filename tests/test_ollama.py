@@ -393,6 +393,15 @@ def test_an_own_environment_does_not_leak_in(ollama, gguf, monkeypatch):
     with OllamaServer(gguf) as server: assert server.url.startswith("http://127.0.0.1:") and "OLLAMA_GO_TEMPLATE" not in server.environment
 
 
+def test_its_llama_server_has_the_threads_that_were_asked_for_and_they_sleep(ollama, gguf, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with OllamaServer(gguf, threads=1) as server:
+        server.prompt_ids(REQUESTS["plain"])
+        assert re.search(r"threadpool init, n_threads = 1\b", server.log())
+        runner = next(pid for pid, name in group(server).items() if name.startswith("llama-server"))
+        if sys.platform == "linux": assert b"OMP_WAIT_POLICY=passive" in Path(f"/proc/{runner}/environ").read_bytes().split(b"\0")
+
+
 # ---- the installer, with a Go that does as it is told ---------------------------------------------------------------
 
 @pytest.fixture

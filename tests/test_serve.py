@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -10,13 +11,14 @@ import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from toolcall_ft.export import build_llama_cpp, export_gguf, start_group
-from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, read_reply, server_prompt, server_tokens, wait_for_end,
-                               wire_messages, write_modelfile)
+from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, read_reply, server_prompt, server_tokens, sleeping_threads,
+                               wait_for_end, wire_messages, write_modelfile)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, clean_tools
 
@@ -45,6 +47,16 @@ def tokenizer():
 def test_it_listens_on_the_loopback_address_only(server):
     assert server.url.startswith("http://127.0.0.1:") and fetch_json(f"{server.url}/health") == {"status": "ok"}
     assert "server is listening" in server.log() or "listening on" in server.log()
+
+
+def test_its_threads_are_as_many_as_asked_and_sleep_while_they_wait(gguf, monkeypatch):
+    "Beside another busy process, threads that spin are many times slower."
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    with LlamaServer(gguf, threads=1) as server:
+        assert re.search(r"threadpool init, n_threads = 1\b", server.log())
+        if sys.platform == "linux": assert b"OMP_WAIT_POLICY=passive" in Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert sleeping_threads()["OMP_WAIT_POLICY"] == "active" # whoever has set it knows why
 
 
 def test_a_browser_page_from_elsewhere_gets_no_permission(server):

@@ -5,15 +5,17 @@ import shutil
 import pytest
 from golden.smollm2 import CACHE, smollm2
 
-from toolcall_ft.export import CONTROL_TOKEN, GGUF_TYPES, build_llama_cpp, export_gguf, find_llama_cpp, hard_strings, pre_tokenizer_name, read_gguf
+from toolcall_ft import export
+from toolcall_ft.export import CONTROL_TOKEN, GGUF_TYPES, build_llama_cpp, check_gguf, export_gguf, find_llama_cpp, hard_strings, pre_tokenizer_name, read_gguf
 from toolcall_ft.portable import make_portable
 from toolcall_ft.serve import LlamaServer, OllamaServer, find_ollama, hard_corpus, openai_answerer, prompt_differences, server_tokens
 from toolcall_ft.template import encode_prompt, load_tokenizer
-from toolcall_ft.tools import dump_json
+from toolcall_ft.tools import dump_json, read_json
 
 CI = bool(os.environ.get("CI"))
 pytestmark = pytest.mark.skipif(not CACHE.exists() and not CI, reason="no SmolLM2: make it with python tests/golden/smollm2.py")
-CORPUS = hard_corpus()
+TYPED = "<repo_name>x<file_sep>y<|im_end|> <jupyter_code><empty_output> <repo_" # its own control tokens, as a stranger may type them
+CORPUS = [*hard_corpus(), {"name": "typed, its own", "kind": "typed", "messages": [{"role": "user", "content": TYPED}], "tools": []}]
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,13 @@ def model(tmp_path_factory):
     shutil.copytree(smollm2(), folder / "model")
     make_portable(folder / "model", list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values()))
     return folder / "model", export_gguf(folder / "model", folder / "gguf", tuple(GGUF_TYPES))
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    "The prompts of training: those of the template as it was."
+    tokenizer = load_tokenizer(str(smollm2()))
+    return [encode_prompt(case, tokenizer) for case in CORPUS]
 
 
 def test_every_format_is_written_and_its_control_tokens_are_control_tokens(model):
@@ -39,20 +48,37 @@ def test_every_format_is_written_and_its_control_tokens_are_control_tokens(model
         assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"], fields["tokenizer.ggml.eos_token_id"]) == ("gpt2", "smollm", tokenizer.eos_token_id)
 
 
+def test_rows_that_no_block_divides_are_reported(model):
+    "Rows of 576 numbers are no multiple of 256, the block of a K-quant; of 32, that of Q8_0, they are."
+    _, files = model
+    formats = read_json(files["F16"].parent / "export.json")["formats"]
+    assert [form for form, row in formats.items() if row["fallback"]] == ["Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS"]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt-2", "default", "llama-bpe", None])
+def test_the_name_of_another_pre_tokenizer_is_found(model, monkeypatch, name):
+    folder, files = model
+    read = read_gguf(files["F16"], find_llama_cpp())
+    read["fields"]["tokenizer.ggml.pre"] = name
+    monkeypatch.setattr(export, "read_gguf", lambda *arguments: read)
+    found = check_gguf(files["F16"], folder, find_llama_cpp())
+    assert len(found) == 1 and f"the pre-tokenizer: {str(name)!r} in the GGUF, 'smollm' in the model" in found[0]
+
+
 @pytest.mark.parametrize("form", ["F16", "Q8_0", "Q4_K_M"])
-def test_llama_server_cuts_texts_and_prompts_as_in_training(model, form):
+def test_llama_server_cuts_texts_and_prompts_as_in_training(model, wanted, form):
     folder, files = model
     tokenizer = load_tokenizer(str(folder))
     texts = hard_strings(1000) if form == "Q8_0" else []
     with LlamaServer(files[form]) as server:
         assert [text for text in texts if server_tokens(server.url, text) != tokenizer(text, add_special_tokens=False)["input_ids"]] == []
-        assert prompt_differences(server, CORPUS, [encode_prompt(case, tokenizer) for case in CORPUS], tokenizer) == []
+        assert prompt_differences(server, CORPUS, wanted, tokenizer) == []
         answer = openai_answerer(server.url, server.model, max_new_tokens=24)([{"messages": [{"role": "user", "content": "What is the capital of France?"}], "tools": []}])[0]
     assert "Paris" in answer["content"] and answer["errors"] == []
 
 
-def test_ollama_renders_the_prompts_of_training(model):
+def test_ollama_renders_the_prompts_of_training(model, wanted):
     if not CI and not find_ollama()["binary"]: pytest.skip("Ollama is not here. Get it with: make ollama")
     folder, files = model
     tokenizer = load_tokenizer(str(folder))
-    with OllamaServer(files["Q8_0"]) as server: assert prompt_differences(server, CORPUS, [encode_prompt(case, tokenizer) for case in CORPUS], tokenizer) == []
+    with OllamaServer(files["Q8_0"]) as server: assert prompt_differences(server, CORPUS, wanted, tokenizer) == []
