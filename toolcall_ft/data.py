@@ -10,7 +10,7 @@ __all__ = ['HEAD', 'RECORD_LIMIT', 'END_FINDER', 'OTHER_FILES', 'LARGE_NUMBER', 
            'dataset_records', 'is_table', 'text_form', 'text_records', 'read_records', 'clean_offer', 'offered_tools',
            'problem_field', 'calls_of', 'finish_example', 'build_example', 'some', 'record_format', 'berkeley_answers',
            'change_notes', 'convert_records', 'iter_examples', 'read_examples', 'open_texts', 'open_values', 'phrasing',
-           'named_group', 'group_keys', 'request_keys', 'phrase_keys', 'group_examples', 'split_examples',
+           'named_group', 'request_keys', 'phrase_keys', 'group_keys', 'group_examples', 'split_examples',
            'measure_leakage', 'row_kinds', 'least_rows', 'Deal', 'rarest_link', 'make_units', 'pile_rows', 'fill_gaps',
            'even_out', 'split_rows', 'shared_links', 'example_texts', 'to_dataset', 'from_dataset', 'disk_errors',
            'write_text', 'replace_folder', 'write_jsonl', 'read_jsonl', 'save_dataset', 'write_examples',
@@ -515,10 +515,6 @@ def named_group(example:dict)->list: # empty, or of one key
     "The `group` of an example as a key."
     return [("group", example["group"])] if example.get("group") is not None else []
 
-def group_keys(example:dict)->list:
-    "What should not be in two splits: the phrasing of an example, its open values and its group."
-    return [("phrasing", phrasing(example)), *(("value", value) for value in sorted(open_values(example))), *named_group(example)]
-
 def request_keys(example:dict)->list:
     "What must not be in two splits: all that stands before the last answer, and the group."
     return [("request", json.dumps(example["messages"][:-1], sort_keys=True)), *named_group(example)]
@@ -526,6 +522,10 @@ def request_keys(example:dict)->list:
 def phrase_keys(example:dict)->list:
     "What is kept together as long as it can be: the phrasing, equal requests and the group, but no value."
     return [("phrasing", phrasing(example)), *request_keys(example)]
+
+def group_keys(example:dict)->list:
+    "What should not be in two splits: the phrasing of an example, its request, its group and its open values."
+    return [*phrase_keys(example), *(("value", value) for value in sorted(open_values(example)))]
 
 def group_examples(examples:list, keys_of=group_keys, # a function: example -> its keys
                    )->list: # of lists of examples
