@@ -360,6 +360,17 @@ def test_whole_groups_move_before_a_link_is_cut():
         assert asked(splits["test"])["renew"] and asked(splits["train"])["renew"] and shared_links(splits) == []
 
 
+def test_a_request_with_two_answers_is_in_one_split():
+    "Its phrasing depends on the values of the answer, so it was dealt as two."
+    rows = [row for word in WORDS for row in (book("lend", f"{word} please", title=f"book {word}"), build_example({"user": f"{word} please: book {word}", "answer": "Which one?"}, BOOKS))]
+    for seed in range(4):
+        for splits in (split_examples(rows, .2, .2, seed), split_rows(rows, .2, .2, seed)):
+            home = {}
+            for name, part in splits.items():
+                for example in part: home.setdefault(example["messages"][0]["content"], set()).add(name)
+            assert len(home) == 24 and {len(names) for names in home.values()} == {1}
+
+
 def test_what_cannot_be_tested_is_named(tmp_path):
     "One record alone, one named group, and calls that are never the last turn: no split can test these."
     lend = [{"user": f"lend {word} to me", "tool_name": "lend", "arguments": {"title": f"book {word}"}} for word in WORDS]

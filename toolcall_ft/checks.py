@@ -51,7 +51,7 @@ KINDS = {
     "untrained tool": ("warning", "a tool that is called outside training and never in it"),
     "few plain answers": ("warning", "next to no training row answers without a call, so the model unlearns the decision not to call"),
     "near duplicate": ("note", "differs from another row of its split in case, width, punctuation and digits at most"),
-    "shared on purpose": ("note", "the same value or phrasing stands in an earlier split, because a split or a tool would have had too few rows: here the test is easier than real use"),
+    "shared on purpose": ("note", "the same value or phrasing stands in an earlier split, so that each tool has rows there: the test is easier here"),
     "rare tool": ("note", "a tool with few training rows"),
     "dominant tool": ("note", "one tool has most of the calls, so guessing it scores well"),
     "uncalled tool": ("note", "a tool that is offered and never called"),
@@ -301,12 +301,14 @@ def leaked_rows(rows:dict, # {split: {index: example}}, the training split first
                 shared:list=(), # what `data.shared_links` found: no surprise
                 ):
     "Yields (kind, split, index, text, other row): the worst thing that a row shares with an earlier split."
-    first, meant = {}, {(f"leaked {link['kind']}", unicodedata.normalize("NFKC", link["text"]) if link["kind"] == "phrasing" else link["text"]) for link in shared}
+    first, meant = {}, {("leaked value", link["text"]) for link in shared if link["kind"] == "value"}
+    meant |= {("leaked phrasing", unicodedata.normalize("NFKC", link["text"])) for link in shared if link["kind"] == "phrasing"}
     for split, examples in rows.items():
         for index, example in examples.items():
             keys = list(leak_keys(example))
             for kind, key, _ in keys: first.setdefault((kind, key), (split, index))
-            known = [("shared on purpose" if (kind, key) in meant else kind, shown, first[kind, key]) for kind, key, shown in keys if first[kind, key][0] != split]
+            known = [("shared on purpose" if (kind, key) in meant else kind, shown, first[kind, key])
+                     for kind, key, shown in keys if first[kind, key][0] != split]
             known.sort(key=lambda leak: leak[0] == "shared on purpose")
             if known: yield known[0][0], split, index, f"{known[0][1]} stands, too, in", known[0][2]
 
@@ -412,7 +414,9 @@ def check_examples(splits:dict, # {"train": [example], "validation": [...], "tes
     for split, examples in rows.items():
         for index, example in examples.items():
             findings += [finding(kind, split, index, text, sources=sources) for kind, text in row_findings(example, count_tokens, max_length)]
-    if any(rows.values()): findings += [finding(*found, sources=sources) for check in SET_CHECKS for found in (check(rows, shared) if check is leaked_rows else check(rows))]
+    for check in SET_CHECKS if any(rows.values()) else ():
+        known = {"shared": shared} if check is leaked_rows else {}
+        findings += [finding(*found, sources=sources) for found in check(rows, **known)]
     kinds, order = list(KINDS), list(rows)
     return sorted(findings, key=lambda f: (kinds.index(f["kind"]), order.index(f["split"]), f["row"] or 0))
 

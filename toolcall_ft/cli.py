@@ -208,13 +208,15 @@ def thought_notes(config:dict, # the configuration
     "Do answers hold thoughts that the model's template has no place for?"
     from toolcall_ft.data import read_jsonl
     from toolcall_ft.template import load_tokenizer, template_habits
-    rows = [row for part in ("train", "validation", "test") for row in read_jsonl(Path(config["run"])/"data"/f"{part}.jsonl")]
-    count = sum(any(turn["role"] == "assistant" and turn["content"].startswith("<think>") for turn in row["messages"]) for row in rows)
-    try: habits = template_habits(load_tokenizer(config["model"]), config["train"]["thinking"]) if count else {"thoughts": True}
+    folder, thinks = Path(config["run"])/"data", lambda turn: turn["role"] == "assistant" and turn["content"].startswith("<think>")
+    rows = [row for part in ("train", "validation", "test") for row in read_jsonl(folder/f"{part}.jsonl")]
+    count = sum(any(map(thinks, row["messages"])) for row in rows)
+    if not count: return []
+    try: habits = template_habits(load_tokenizer(config["model"]), config["train"]["thinking"])
     except UserError: return []  # the stages that need the model say why
     if habits["thoughts"] or habits["drops"]: return []
-    return [f"{count} of {len(rows)} examples hold thoughts (<think>), and the template of {config['model']} has no place for them: the model learns to write them as plain text, and whoever asks it sees them. "
-            "If you do not want that, take them out of the logs"]
+    return [f"{count} of {len(rows)} examples hold thoughts (<think>), and the template of {config['model']} has no place for them: "
+            "the model learns to write them as plain text, and whoever asks it sees them. If you do not want that, take them out of the logs"]
 
 def token_counter(config:dict, # the configuration
                  ): # a function from an example to its number of tokens; None where the model's tokenizer is not at hand
@@ -254,9 +256,9 @@ def data_notes(config:dict, # the configuration
     from toolcall_ft.generate import grammar_notes
     tools = trained_tools(config)
     said = counts["warnings"] + thought_notes(config) + function_notes(config, tools) + [f"tools, repaired: {text}" for text in counts["repaired"]]
-    notes = [f"note: {text}" for text in said]
-    total = counts["rejected"] + sum(counts[part] for part in ("train", "validation", "test"))
-    if counts["rejected"]: notes.append(f"{counts['rejected']} of {total} records were left out; each is in {os.path.relpath(config['run'])}/data/rejected.jsonl")
+    notes, lost = [f"note: {text}" for text in said], counts["rejected"]
+    total = lost + sum(counts[part] for part in ("train", "validation", "test"))
+    if lost: notes.append(f"{lost} of {total} records were left out; each is in {os.path.relpath(config['run'])}/data/rejected.jsonl")
     notes += [f"{count:6} {reason}" for reason, count in counts["reasons"].items()]
     unheld = grammar_notes(tools)
     if unheld: notes.append(f"note: the grammar of notebook 04 does not hold everything: {'; '.join(unheld)}")
@@ -492,7 +494,7 @@ def make_summary(config:dict, # the configuration
 # %% ../nbs/09_cli.ipynb #c040
 def result_table(summary:dict, # what `make_summary` gave, or summary.json
                 )->str: # markdown
-    "The before/after table: one row for each answerer, with the 95 % interval of exact match; below it exact match and n of each tool, where the reports have them."
+    "The before/after table: a row for each answerer, with the 95 % interval of exact match; below it, where counted, each tool."
     from toolcall_ft.evaluate import tool_table
     titles = {"base": "before training", "free": "after LoRA", "constrained": "after LoRA, with grammar"}
     rows = {**{titles[name]: summary[name] for name in titles if name in summary},

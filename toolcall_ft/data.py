@@ -10,7 +10,7 @@ __all__ = ['HEAD', 'RECORD_LIMIT', 'END_FINDER', 'OTHER_FILES', 'LARGE_NUMBER', 
            'dataset_records', 'is_table', 'text_form', 'text_records', 'read_records', 'clean_offer', 'offered_tools',
            'problem_field', 'calls_of', 'finish_example', 'build_example', 'some', 'record_format', 'berkeley_answers',
            'change_notes', 'convert_records', 'iter_examples', 'read_examples', 'open_texts', 'open_values', 'phrasing',
-           'named_group', 'group_keys', 'request_keys', 'phrase_keys', 'group_examples', 'split_examples',
+           'named_group', 'request_keys', 'phrase_keys', 'group_keys', 'group_examples', 'split_examples',
            'measure_leakage', 'row_kinds', 'least_rows', 'Deal', 'rarest_link', 'make_units', 'pile_rows', 'fill_gaps',
            'even_out', 'split_rows', 'shared_links', 'example_texts', 'to_dataset', 'from_dataset', 'disk_errors',
            'write_text', 'replace_folder', 'write_jsonl', 'read_jsonl', 'save_dataset', 'write_examples',
@@ -383,7 +383,8 @@ def offered_tools(names, # the tools a record says were offered: names, schemas,
     if all(isinstance(name, str) for name in names): return [known[name] for name in dict.fromkeys(names)]
     try: text, repairs = clean_offer(dump_json([known[name] if isinstance(name, str) else name for name in names]))
     except UserError as error: raise RecordError("tools", str(error)) from None
-    if changes is not None: changes += [("repaired in the tools of records", what) for repair in repairs for what in repair.partition(": ")[2].split("; ")]
+    done = [what for repair in repairs for what in repair.partition(": ")[2].split("; ")]
+    if changes is not None: changes += [("repaired in the tools of records", what) for what in done]
     return json.loads(text)
 
 # %% ../nbs/01_data.ipynb #c028
@@ -515,10 +516,6 @@ def named_group(example:dict)->list: # empty, or of one key
     "The `group` of an example as a key."
     return [("group", example["group"])] if example.get("group") is not None else []
 
-def group_keys(example:dict)->list:
-    "What should not be in two splits: the phrasing of an example, its open values and its group."
-    return [("phrasing", phrasing(example)), *(("value", value) for value in sorted(open_values(example))), *named_group(example)]
-
 def request_keys(example:dict)->list:
     "What must not be in two splits: all that stands before the last answer, and the group."
     return [("request", json.dumps(example["messages"][:-1], sort_keys=True)), *named_group(example)]
@@ -526,6 +523,10 @@ def request_keys(example:dict)->list:
 def phrase_keys(example:dict)->list:
     "What is kept together as long as it can be: the phrasing, equal requests and the group, but no value."
     return [("phrasing", phrasing(example)), *request_keys(example)]
+
+def group_keys(example:dict)->list:
+    "What should not be in two splits: the phrasing of an example, its request, its group and its open values."
+    return [*phrase_keys(example), *(("value", value) for value in sorted(open_values(example)))]
 
 def group_examples(examples:list, keys_of=group_keys, # a function: example -> its keys
                    )->list: # of lists of examples
@@ -578,7 +579,7 @@ def measure_leakage(splits:dict, # as split_examples returns them
 FEW = 5  # rows of a tool that are enough to see it at work
 
 def row_kinds(example:dict)->list:
-    "What an example counts as: a row, a row that calls a tool, and one that ends in that call (or in none), which is what a test asks."
+    "What an example counts as: a row, one that calls a tool, one that ends in that call (or in none), as a test asks it."
     called = {call["name"] for call in calls_of(example["messages"])}
     asked = {call["name"] for call in calls_of(example["messages"][-1:])} or {"(none)"}
     return [("rows", ""), *(("calls", name) for name in called), *(("ends in", name) for name in asked)]
@@ -587,7 +588,7 @@ def least_rows(kind:tuple, # from `row_kinds`
                n:int, # rows of that kind
                shares:dict, # {split: share}
                )->dict: # {split: n}
-    "How many rows of a kind each split should hold: half of its share; of a tool's at most `FEW`. One to train on and one to test, in any case."
+    "How many rows of a kind each split should hold: half of its share, of a tool's at most `FEW`; one to train on, one to test."
     least = {name: round(share * n / 2) for name, share in shares.items()}
     if kind[0] != "rows": least = {name: min(FEW, half) for name, half in least.items()}
     least["train"] = max(1, least["train"])
@@ -605,18 +606,17 @@ class Deal:
     def gaps(self): # (kind, split) where rows are missing, the rarest kind first and all rows last
         kinds = sorted(self.have, key=lambda kind: (kind[0] == "rows", self.have[kind].total(), kind))
         return [(kind, name) for kind in kinds for name in ("train", "test", "validation") if self.lacks(kind, name)]
+    def spare(self, unit, floor): # rows of each kind that its pile has above a floor, when it is gone
+        pile = unit["pile"]
+        return {kind: self.have[kind][pile] - n - floor(kind, pile) for kind, n in unit["kinds"].items()}
     def can_move(self, unit, kind, name):
         if unit["pile"] == name or (unit["pile"], name) == ("test", "validation"): return False
         over = self.have[kind][name] + unit["kinds"][kind] > self.shares[name] * self.have[kind].total()
         if over and not self.lacks(kind, name): return False
         if unit["pile"] == "validation": return True  # what watches the training is the first to give
-        untrained = {kind for kind in unit["kinds"] if name == "train" and not self.have[kind]["train"]}  # what cannot be on both sides is trained
-        return all(kind in untrained or self.have[kind][unit["pile"]] - n >= self.least[kind][unit["pile"]] for kind, n in unit["kinds"].items())
-    def has_surplus(self, unit):
-        return all(self.have[kind][unit["pile"]] - n >= self.shares[unit["pile"]] * self.have[kind].total() for kind, n in unit["kinds"].items())
-    def neediest(self):
-        rows = self.have["rows", ""]
-        return max(self.shares, key=lambda name: self.shares[name] * rows.total() - rows[name])
+        left = self.spare(unit, lambda kind, pile: self.least[kind][pile])
+        untrained = {kind for kind in left if name == "train" and not self.have[kind]["train"]}  # training comes first
+        return all(kind in untrained or n >= 0 for kind, n in left.items())
     def move(self, unit, name):
         for kind, n in unit["kinds"].items(): self.have[kind].update({name: n, unit["pile"]: -n})
         unit["pile"] = name
@@ -624,7 +624,7 @@ class Deal:
 def rarest_link(rows:list, # that stay together
                 counts:Counter, # of the open values in all rows
                 )->float:
-    "In how many rows the rarest value stands that these share with others: the more, the weaker they are bound. Infinite if they share none."
+    "In how many rows the rarest value stands that these share with others: the more, the weaker the bond. Infinite if none."
     own = Counter(chain.from_iterable(map(open_values, rows)))
     return min((counts[value] for value, n in own.items() if counts[value] > n), default=math.inf)
 
@@ -632,8 +632,11 @@ def make_units(splits:dict, keys_of, # a function: example -> the keys that keep
                )->list: # of {"rows", "pile", "kinds", "link"}, those that are bound least first, small before large
     "What stays together on a pile."
     counts = Counter(chain.from_iterable(open_values(example) for rows in splits.values() for example in rows))
-    units = [{"rows": rows, "pile": name, "kinds": Counter(chain.from_iterable(map(row_kinds, rows))), "link": rarest_link(rows, counts)}
-             for name, pile in splits.items() for rows in group_examples(pile, keys_of)]
+    units = []
+    for name, pile in splits.items():
+        for rows in group_examples(pile, keys_of):
+            kinds = Counter(chain.from_iterable(map(row_kinds, rows)))
+            units.append({"rows": rows, "pile": name, "kinds": kinds, "link": rarest_link(rows, counts)})
     return sorted(units, key=lambda unit: (-unit["link"], len(unit["rows"])))
 
 def pile_rows(units:list, names)->dict: # {split: rows}
@@ -645,7 +648,7 @@ def fill_gaps(deal:Deal, keys_of)->dict: # {split: rows}
     units, by_kind = make_units(deal.splits, keys_of), {kind: [] for kind in deal.have}
     for unit in units:
         for kind in unit["kinds"]: by_kind[kind].append(unit)
-    for kind, name in (gap for _ in range(2) for gap in deal.gaps()):  # again: what could not be spared at first may be spared then
+    for kind, name in (gap for _ in range(2) for gap in deal.gaps()):  # the second time more can be spared
         for unit in by_kind[kind] if deal.lacks(kind, name) else []:
             if deal.can_move(unit, kind, name): deal.move(unit, name)
     return pile_rows(units, deal.splits)
@@ -653,13 +656,16 @@ def fill_gaps(deal:Deal, keys_of)->dict: # {split: rows}
 def even_out(deal:Deal)->dict: # {split: rows}
     "Move whole groups away from where there is more than the share of all that they hold, large before small."
     units = make_units(deal.splits, group_keys)
+    share = lambda kind, name: deal.shares[name] * deal.have[kind].total()
+    lack = lambda name: share(("rows", ""), name) - deal.have["rows", ""][name]
     for unit in reversed(units):
-        if deal.has_surplus(unit): deal.move(unit, deal.neediest())
+        if min(deal.spare(unit, share).values()) >= 0: deal.move(unit, max(deal.shares, key=lack))
     return pile_rows(units, deal.splits)
 
 def split_rows(examples:list, validation:float, test:float, seed:int, # as in `split_examples`
                )->dict: # {"train", "validation", "test"}
-    "`split_examples`; but where a split is half empty, or a tool lacks rows in one, links are cut: of values first, then of phrasings, never of equal requests and named groups."
+    """`split_examples`; but where a split is half empty or a tool lacks rows in one, groups are moved, then links cut: of values first, then
+    of phrasings, never of equal requests and named groups."""
     splits = split_examples(examples, validation, test, seed)
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
     if not Deal(splits, shares).gaps(): return splits
@@ -675,7 +681,8 @@ def shared_links(splits:dict, # from `split_rows`
     found = {}
     for name, rows in splits.items():
         for key in chain.from_iterable(map(group_keys, rows)): found.setdefault(key, Counter())[name] += 1
-    shared = [{"kind": kind, "text": text, **{name: counts[name] for name in splits}} for (kind, text), counts in found.items() if len(counts) > 1]
+    shared = [{"kind": kind, "text": text, **{name: counts[name] for name in splits}}
+              for (kind, text), counts in found.items() if len(counts) > 1]
     return sorted(shared, key=lambda link: (-link["test"], link["kind"], link["text"]))
 
 # %% ../nbs/01_data.ipynb #c043
@@ -920,10 +927,11 @@ def convert_logs(data:dict, # the configuration's section `data`
         for found in convert_records(path, tools, data["format"], data["system"], read_tags(data["dataset_info"], path), notes): yield *found[:3], path, found[3]
 
 def refuse_most(data:dict, rejected, reasons:Counter, total:int)->UserError:
-    "What to tell the user when more records cannot be used than `data.max_rejected` allows: how many, why, and where they are."
+    "What to tell the user when more records cannot be used than `data.max_rejected` allows: how many, why, where they are."
     counts = "".join(f"\n{n:6} {reason}" for reason, n in count_reasons(reasons).items())
-    return UserError(f"{reasons.total()} of {total} records cannot be used, and data.max_rejected allows {data['max_rejected']:.0%} of them:{counts}\n"
-                     f"Each is with its reason in {rejected}. Mend the logs or the tools; to go on with the others, raise data.max_rejected.")
+    return UserError(f"{reasons.total()} of {total} records cannot be used, and data.max_rejected allows {data['max_rejected']:.0%} of them:"
+                     f"{counts}\nEach is with its reason in {rejected}. Mend the logs or the tools; "
+                     "to go on with the others, raise data.max_rejected.")
 
 def refuse_all(data:dict, rejected, reasons:Counter)->UserError:
     "What to tell the user when no record can be used: how many, where they are, and the first."
@@ -977,11 +985,12 @@ def contradictions(examples:list)->list: # texts of users
 def shared_warnings(shared:list, # from `shared_links`
                     )->list: # sentences
     "What stands in more than one split because links were cut."
-    told = []
+    told, why = [], "because a split or a tool would have too few rows otherwise"
     for kind in ("value", "phrasing"):
         links = [link for link in shared if link["kind"] == kind]
-        shown = [f"{link['text'][:60]!r} (train {link['train']}, validation {link['validation']}, test {link['test']})" for link in links]
-        if links: told.append(f"{kind}s in more than one split ({len(links)}), because a split or a tool would have too few rows otherwise: {some(shown)}; all are in data/shared.jsonl")
+        rows = lambda link: ", ".join(f"{name} {link[name]}" for name in ("train", "validation", "test"))
+        shown = some([f"{link['text'][:60]!r} ({rows(link)})" for link in links])
+        if links: told.append(f"{kind}s in more than one split ({len(links)}), {why}: {shown}; all are in data/shared.jsonl")
     return told
 
 def split_warnings(splits:dict, counts:dict, wanted:dict)->list: # sentences
@@ -993,7 +1002,8 @@ def split_warnings(splits:dict, counts:dict, wanted:dict)->list: # sentences
     unseen = [f"no training row calls {name}, {row['test']} test rows do" for name, row in counts.items() if not row["train"] and row["test"]]
     asked = {call["name"] for example in splits["test"] for call in calls_of(example["messages"][-1:])}
     untested = [f"{name} ({sum(row.values())} rows)" for name, row in counts.items() if name not in asked and name != "(none)"]
-    never = [f"never tested: {some(untested, 20)}; that needs two different requests, not of one group, that end in a call of the tool"] if untested and wanted["test"] else []
+    needed = "that needs two different requests, not of one group, that end in a call of the tool"
+    never = [f"never tested: {some(untested, 20)}; {needed}"] if untested and wanted["test"] else []
     torn = contradictions([example for examples in splits.values() for example in examples])
     torn = [f"{len(torn)} requests stand there with two different answers, such as {torn[0]!r}"] if torn else []
     return small + unseen + never + torn
@@ -1015,7 +1025,8 @@ def set_aside(data:dict, # the configuration's section `data`
 def prepare_data(config:dict, # from read_config
                  )->dict: # counts
     """Read the logs and write <run>/data: train, validation and test as JSONL and as a dataset, where each row stood (sources.jsonl), and the rejected records. Returns counts and warnings.
-    What stands in several splits on purpose goes to shared.jsonl. Raises `UserError` if no record can be used, or fewer than `data.max_rejected` wants; all is written all the same."""
+    What stands in several splits on purpose goes to shared.jsonl.
+    Raises `UserError` if no record can be used, or more are rejected than `data.max_rejected` allows; all is written all the same."""
     data, examples, sources, formats, reasons, notes = config["data"], [], {}, Counter(), Counter(), []
     place = Path(config["run"]) / "data"
     with replace_folder(place) as folder:
@@ -1030,5 +1041,6 @@ def prepare_data(config:dict, # from read_config
     if not examples: raise refuse_all(data, place / "rejected.jsonl", reasons)
     if reasons.total() > data["max_rejected"] * total: raise refuse_most(data, place / "rejected.jsonl", reasons, total)
     tools = count_tools(splits)
-    warnings = notes + split_warnings(splits, tools, {"validation": data["validation"], "test": data["test"]}) + shared_warnings(shared)
+    wanted = {"validation": data["validation"], "test": data["test"]}
+    warnings = notes + split_warnings(splits, tools, wanted) + shared_warnings(shared)
     return {**{name: len(rows) for name, rows in splits.items()}, "rejected": reasons.total(), "reasons": count_reasons(reasons), "formats": dict(formats), "tools": tools, "warnings": warnings}

@@ -133,7 +133,7 @@ def summarise_latency(seconds:list)->dict: # {"median", "p95", "n"}
 def each_tool(pairs:list, # from `to_requests`
               scores:list, # from `score_answer`, in the same order
               )->dict: # {tool: {"right", "n"}}, those of most requests first
-    "How many requests of each tool there are, and how many were answered exactly; `(none)` are those where no call is right. A tool that is only offered has n = 0."
+    "Requests of each tool, and how many were answered exactly; `(none)`: no call is right. A tool that is only offered has n = 0."
     counts = {}
     for (request, reference), score in zip(pairs, scores):
         for tool in request["tools"]: counts.setdefault(tool["function"]["name"], {"right": 0, "n": 0})
@@ -183,7 +183,8 @@ def tool_table(reports:dict, # name -> report
         shares = [f"{100 * count['right'] / count['n']:.1f} %" if count["n"] else "never tested" for count in counts]
         rows.append([tool, "/".join(dict.fromkeys(str(count["n"]) for count in counts)), *shares])
     if len(tools) > TOOL_ROWS: rows.append([f"and {len(tools) - TOOL_ROWS} more", *[""] * (len(found) + 1)])
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows) if found else ""
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines) if found else ""
 
 def report_table(reports:dict, # name -> report
                  )->str: # markdown
@@ -242,7 +243,8 @@ def report_html(report:dict, # from `evaluate`
                 )->str: # a self-contained page
     "A report as a page: the shares, the tools one by one, the kinds of failures, and every failed case."
     rate_rows = "".join(f"<tr><th>{label}</th><td>{show_rate(report, name)}</td></tr>" for name, label in COLUMNS.items())
-    tool_rows = "".join(f"<tr><th>{html.escape(tool)}</th><td>{show_rate(rate('exact', count['right'], count['n']), 'exact') if count['n'] else 'never tested'}</td></tr>" for tool, count in report.get("tools", {}).items())
+    shown = lambda right, n: show_rate(rate("exact", right, n), "exact") if n else "never tested"
+    tool_rows = "".join(f"<tr><th>{html.escape(tool)}</th><td>{shown(**count)}</td></tr>" for tool, count in report.get("tools", {}).items())
     kind_rows = "".join(f"<tr><th>{html.escape(kind)}</th><td>{count}</td></tr>" for kind, count in report["kinds"].items())
     failures = sorted(report["failures"], key=lambda failure: (failure["kinds"], failure["index"]))
     return (f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'

@@ -177,7 +177,9 @@ def check_weight(message:dict, field:str)->None:
 def turn_changes(message:dict, role:str, *read, # keys that were read besides those of OpenAI
                  )->list: # of (what was done, key)
     "What of a message is not in its turn as it stood there."
-    read = {"role", "content", "weight", "tool_calls", *read, *([] if message.get("tool_calls") else ["function_call"]), *(["name", "tool_call_id"] if role == "tool" else [])}
+    read = {"role", "content", "weight", "tool_calls", *read}
+    if not message.get("tool_calls"): read.add("function_call")
+    if role == "tool": read |= {"name", "tool_call_id"}
     apart = {key for key in THOUGHTS if role == "assistant" and isinstance(message.get(key), str)}
     return [("put before the answer in <think>" if key in apart else f"not read in turns of the {role}", key)
             for key, value in message.items() if key not in read and value not in (None, "", [], {})]
@@ -193,7 +195,8 @@ def openai_message(message, # as a client sends it
     if role == "assistant":
         check_weight(message, field)
         content = with_thoughts(content, message)
-    return {"role": role, "content": content, "calls": message_calls(message, field), "id": message.get("tool_call_id"), "name": message.get("name"), "changes": turn_changes(message, role)}
+    return {"role": role, "content": content, "calls": message_calls(message, field), "id": message.get("tool_call_id"),
+            "name": message.get("name"), "changes": turn_changes(message, role)}
 
 # %% ../nbs/00b_formats.ipynb #c017
 def openai_turns(messages, # as a client sends them
@@ -250,7 +253,8 @@ def log_turns(record:dict)->tuple: # (turns, tools)
     if record.get("answer"):
         if calls: turns += log_results(record, calls)
         turns.append(("answer", {"role": "assistant", "content": need(record["answer"], str, "answer")}))
-    elif record.get("result") not in (None, "", [], {}): turns[-1][1]["changes"] = [("not read because no answer follows", "result")] # it teaches nothing
+    elif record.get("result") not in (None, "", [], {}): # it teaches nothing
+        turns[-1][1]["changes"] = [("not read because no answer follows", "result")]
     return turns, tool_list(record.get("tools"), "tools")
 
 # %% ../nbs/00b_formats.ipynb #c024
@@ -544,11 +548,12 @@ def bfcl_turns(record:dict)->tuple: # (turns, tools)
 
 # %% ../nbs/00b_formats.ipynb #c051
 FORMATS = ("logs", "triples", "openai", "sharegpt", "chatml", "xlam", "bfcl")
-READ_KEYS = {"logs": {"user", "tool_name", "arguments", "calls", "result", "answer", "history", "tools"}, "openai": {"messages", "tools", "functions", "system"},
-             "sharegpt": {"messages", *SHAREGPT_COLUMNS.values()}, "chatml": {*CHATML_KEYS, *CHATML_ANSWERS, "tools"}, "xlam": {"query", "answers", "tools"},
+READ_KEYS = {"logs": {"user", "tool_name", "arguments", "calls", "result", "answer", "history", "tools"},
+             "openai": {"messages", "tools", "functions", "system"}, "sharegpt": {"messages", *SHAREGPT_COLUMNS.values()},
+             "chatml": {*CHATML_KEYS, *CHATML_ANSWERS, "tools"}, "xlam": {"query", "answers", "tools"},
              "bfcl": {"question", "function", "ground_truth", "answer", "id"}}
 READ_KEYS["triples"] = READ_KEYS["logs"]
-COLUMNS = set().union({"group", "escaped"}, *READ_KEYS.values()) - {"id"} # what the readers look at, whatever else stands in a record
+COLUMNS = {"group", "escaped"}.union(*READ_KEYS.values()) - {"id"} # what the readers look at, whatever else there is
 READERS = {"logs": log_turns, "triples": log_turns, "openai": openai_record_turns, "sharegpt": sharegpt_turns,
            "chatml": chatml_turns, "xlam": xlam_turns, "bfcl": bfcl_turns}
 
@@ -580,7 +585,7 @@ def record_changes(record:dict, format:str, tags:dict)->list: # of (what was don
 def read_record(record, # any JSON value
                 format:str="auto", # or one of FORMATS
                 tags:dict=None, # names of columns and roles: the entry of a ShareGPT file in LLaMA-Factory's dataset_info.json
-                )->dict: # {"messages", "tools": a list as it stood there or None, "group": a text or None, "format", "changes": of (what was done, key)}
+                )->dict: # {"messages", "tools": as they stood there or None, "group": a text or None, "format", "changes": of (what was done, key)}
     "The conversation in a record, checked and in our shape; its tools are not yet cleaned, its calls not yet compared with them. Raises `RecordError`."
     if format not in (*FORMATS, "auto"): raise UserError(f"there is no format {format!r}.{nearest(format, FORMATS)}")
     try: check_value(record)
@@ -595,7 +600,8 @@ def read_record(record, # any JSON value
     if record.get("escaped") is True: messages = [{**message, "content": unescape_text(message["content"])} for message in messages]
     group = record.get("group")
     changes = [change for _, turn in turns for change in turn.get("changes", [])] + record_changes(record, format, tags)
-    return {"messages": messages, "tools": tools, "group": None if group is None or group == "" else str(group), "format": format, "changes": changes}
+    group = None if group is None or group == "" else str(group)
+    return {"messages": messages, "tools": tools, "group": group, "format": format, "changes": changes}
 
 # %% ../nbs/00b_formats.ipynb #c055
 CONTROL_TEXT = r"(?:\||/?(?:tools|tool_call|tool_response|function_call)>)"
