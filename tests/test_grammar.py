@@ -11,7 +11,7 @@ from transformers_cfg.parser import parse_ebnf
 from transformers_cfg.recognizer import StringRecognizer
 
 from toolcall_ft.generate import grammar_accepts, grammar_notes, possible, Rules, tool_grammar
-from toolcall_ft.tools import UserError, check_call, clean_tools, dump_json, parse_calls, validator_for
+from toolcall_ft.tools import UserError, check_call, clean_tools, dump_json, panic_as_error, parse_calls, validator_for
 
 KEYS = ["a", "b", "ab"]
 CONDITIONS = {"anyOf", "oneOf", "if"} # what they hold in one case is named in all
@@ -311,9 +311,11 @@ def test_wider_only_where_a_note_says_so(one, seed):
         if faults: assert all("stands there twice" in fault for fault in faults), text
         for call in calls:
             refused = check_call(call, [one])
-            if "cannot be used" in "".join(refused): assert noted, (refused, parameters) # a circle, within a keyword that is not held
-            elif refused:
-                errors = list(validator_for(call["arguments"], parameters).iter_errors(call["arguments"]))
+            if not refused: continue
+            try:
+                with panic_as_error(): errors = list(islice(validator_for(call["arguments"], parameters).iter_errors(call["arguments"]), 20))
+            except RecursionError: assert noted, (refused, parameters) # a circle, within a keyword that is not held
+            else:
                 told = [error for error in errors if explained(error, noted)]
                 rest = {error.validator for error in errors} - {error.validator for error in told}
                 assert told and rest <= {"unevaluatedProperties"}, (refused, noted, parameters) # a part that does not fit names no keys

@@ -23,9 +23,18 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from .template import encode_prompt, from_hub, load_tokenizer, model_path
-from .tools import (FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages, check_call, closed, dump_json, fits, match_functions,
+<<<<<<< /tmp/tmpkd8kahis/o
+from toolcall_ft.template import encode_prompt, from_hub, load_tokenizer, model_path
+from toolcall_ft.tools import (FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages, check_call, closed, dump_json, fits, match_functions,
                                parse_calls)
+||||||| /tmp/tmpkd8kahis/b
+from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
+from toolcall_ft.tools import FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages, check_call, closed, dump_json, fits, parse_calls
+=======
+from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
+from toolcall_ft.tools import FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages
+from toolcall_ft.tools import check_call, closed, dump_json, fits, parse_calls
+>>>>>>> /tmp/tmpkd8kahis/a
 
 # %% ../nbs/04_constrained_generation.ipynb #c006
 def grammar_accepts(grammar:str, # GBNF with a rule called root
@@ -88,7 +97,7 @@ def grammar_text(rules:dict, # name -> expression
 # %% ../nbs/04_constrained_generation.ipynb #c017
 def json_rules(digits:int=19, # after the first
                )->dict: # name -> expression
-    "Rules for the values of JSON: string, number, integer, boolean, null, array and object, and `value` for any of them."
+    "Rules for the values of JSON, a rule for each type, and `value` for any of them."
     more = "[0-9]?"
     for _ in range(digits - 1): more = f"([0-9] {more})?"
     large = '[12] [0-9] [0-9] | "30" [0-7]' # 1e308 is near the end of what a computer's number holds
@@ -184,10 +193,10 @@ def widest(options:list, # of `Plain`
            keyword:str, # that they come from
            )->Plain:
     "What fits any of the options, and more: of the keys only the names are kept."
-    first = options[0]
+    required = set(options[0].required).intersection(*(option.required for option in options))
     return plain({})._replace(kinds=[kind for kind in JSON_TYPES if any(kind in option.kinds for option in options)],
                               properties={key: True for option in options for key in option.properties},
-                              required=[key for key in first.required if all(key in option.required for option in options)],
+                              required=sorted(required),
                               extra=True if any(option.extra is not None for option in options) else None,
                               unheld={keyword}.union(*(option.unheld for option in options)))
 
@@ -195,8 +204,9 @@ def combine(options:list, # of `Plain`
             others:list, # of `Plain`
             keyword:str, # that the others come from
             )->list: # of `Plain`
-    "What fits one of the options and one of the others. Where that would be too many, the others become one that is wider."
-    if min(len(options), len(others)) > 1 and len(options) * len(others) > ALTERNATIVES: others = [widest(others, keyword)]
+    "What fits one of the options and one of the others. If that is too many, the others become one that is wider."
+    many = len(options) * len(others) > ALTERNATIVES
+    if many and len(options) > 1 and len(others) > 1: others = [widest(others, keyword)]
     merged = [merge(one, other) for one in options for other in others]
     return [option for option in merged if option.kinds]
 
@@ -210,7 +220,8 @@ def look_up(reference:str, # such as "#/$defs/Place"
     resolver = Registry().resolver_with_root(jsonschema.DRAFT202012.create_resource(top))
     try: return resolver.lookup(reference).contents
     except (Unresolvable, ValueError, AttributeError, TypeError):
-        raise UserError(f"the schema refers to {reference!r}, which is not in it. Put it under '$defs' of the parameters.") from None
+        raise UserError(f"the schema refers to {reference!r}, which is not in it. "
+                        "Put it under '$defs' of the parameters.") from None
 
 def alternatives(schema:dict)->list: # of (keyword, schemas)
     "Schemas of which one must fit as well. `if` is such a choice, too: `if` and `then`, or `else`."
@@ -225,7 +236,7 @@ def alternatives(schema:dict)->list: # of (keyword, schemas)
 
 def mark(options:list, # of `Plain`, what one of the keyword's schemas may be
          keyword:str)->list:
-    "Note whether several may fit at once, and whether the keyword would not have it: `oneOf`, where two take the same type."
+    "Note that several may fit at once, or that they should not: of `oneOf`, where two take the same type."
     if keyword == "anyOf": return [option._replace(either=True) for option in options]
     kinds = [kind for option in options for kind in option.kinds]
     if keyword == "oneOf" and len(set(kinds)) == len(kinds): return options
@@ -237,7 +248,8 @@ def close(option:Plain, options:list, # all there are
     "Of keys that no part of a schema names. Where other alternatives may fit as well, their keys are named, too."
     if option.extra is not None: return option
     keys = {key for other in options for key in other.properties} - set(option.properties) if option.either else set()
-    named = {key: {"anyOf": [other.properties[key] for other in options if key in other.properties]} for key in sorted(keys)}
+    def there(key): return [other.properties[key] for other in options if key in other.properties]
+    named = {key: {"anyOf": there(key)} for key in sorted(keys)}
     unheld = option.unheld | {"anyOf"} if keys else option.unheld
     return option._replace(properties=option.properties | named, extra=rest, unheld=unheld)
 
@@ -393,9 +405,11 @@ def call_rules(tools:list, # OpenAI schemas, cleaned
 def tool_grammar(tools:list, # OpenAI schemas, cleaned
                  required:bool=False, # no plain answer
                  )->str: # GBNF
-    "The grammar of all right answers: plain text, or calls of these tools with arguments that fit their schemas (but see `grammar_notes`). Raises `UserError` if a call is required and none can fit."
+    """The grammar of all right answers: plain text, or calls with arguments that fit, but for `grammar_notes`.
+    Raises `UserError` if a call is required and no arguments fit any tool."""
     calls, text = call_rules(tools), characters("<", also="\n\t")
-    if required and tools and not calls: raise UserError(f"{tools[0]['function']['name']}: no arguments fit its schema, so it cannot be called.")
+    if required and tools and not calls:
+        raise UserError(f"{tools[0]['function']['name']}: no arguments fit its schema, so it cannot be called.")
     rules = {"root": "text" if not calls else "calls" if required else "text | calls",
              "text": f'{text} text-chars | "<" text-0'}
     return grammar_text(rules | calls | json_rules() | untagged_rules("text", '""', also="\n\t"))
@@ -422,21 +436,21 @@ def unheld_of(option:Plain, rules:Rules, seen:set)->set:
 
 def sentence(keyword:str)->str:
     "What the grammar does about a keyword."
-    if keyword == "properties": return "'properties' is held in their order; one that comes later, among other keys, is checked after"
-    return f"'{keyword}' is checked after, not held by the grammar"
+    if keyword != "properties": return f"'{keyword}' is checked after, not held by the grammar"
+    return "'properties' is held in their order; one that comes later, among other keys, is checked after"
 
 def grammar_notes(tools:list, # OpenAI schemas, cleaned
                   )->list: # sentences, one for each tool, argument and keyword
     "What the grammar lets through and `check_call` refuses afterwards."
-    notes = {}
+    notes = []
     for tool in tools:
-        name, rules = tool["function"]["name"], Rules(tool["function"]["parameters"])
-        if not possible(rules.top, rules): notes[f"{name}: no arguments fit its schema, so the grammar has no call of it"] = None
+        name, rules = tool["function"]["name"], Rules(tool["function"].get("parameters") or {})
+        if not possible(rules.top, rules): notes.append(f"{name}: no arguments fit its schema, so the grammar has no call of it")
         for option in rules.options(rules.top):
             unheld = {f"{name}.{key}": unheld_inside(part, rules, set()) for key, part in option.properties.items()}
             unheld[name] = unheld_of(option._replace(properties=dict.fromkeys(option.properties, True)), rules, set())
-            notes |= {f"{place}: {sentence(keyword)}": None for place, keywords in unheld.items() for keyword in sorted(keywords)}
-    return list(notes)
+            for place, keywords in unheld.items(): notes += [f"{place}: {sentence(keyword)}" for keyword in sorted(keywords)]
+    return list(dict.fromkeys(notes))
 
 # %% ../nbs/04_constrained_generation.ipynb #c038
 @lru_cache(maxsize=4)
