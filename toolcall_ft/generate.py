@@ -23,18 +23,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-<<<<<<< /tmp/tmpkd8kahis/o
-from toolcall_ft.template import encode_prompt, from_hub, load_tokenizer, model_path
-from toolcall_ft.tools import (FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages, check_call, closed, dump_json, fits, match_functions,
+from .template import encode_prompt, from_hub, load_tokenizer, model_path
+from .tools import (FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages, check_call, closed, dump_json, fits, match_functions,
                                parse_calls)
-||||||| /tmp/tmpkd8kahis/b
-from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
-from toolcall_ft.tools import FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages, check_call, closed, dump_json, fits, parse_calls
-=======
-from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
-from toolcall_ft.tools import FORMAT_EXAMPLES, JSON_TYPES, UserError, canonical_messages
-from toolcall_ft.tools import check_call, closed, dump_json, fits, parse_calls
->>>>>>> /tmp/tmpkd8kahis/a
 
 # %% ../nbs/04_constrained_generation.ipynb #c006
 def grammar_accepts(grammar:str, # GBNF with a rule called root
