@@ -17,11 +17,11 @@ from toolcall_ft.cli import result_table
 from toolcall_ft.serve import parity_table
 
 ROOT = Path(__file__).resolve().parents[1]
-ZH = {"| | exact match | 95 % interval | right tool | arguments | n |": "| | 完全匹配 | 95 % 置信区间 | 选对工具 | 参数 | 样本数 |",
+ZH = {"| trained in | on | training | exact match after LoRA | 95 % interval | n |": "| 训练用的数值格式 | 机器 | 训练 | LoRA 之后完全匹配 | 95 % 置信区间 | 样本数 |", " cores |": " 核 |",
+      "| | exact match | 95 % interval | right tool | arguments | n |": "| | 完全匹配 | 95 % 置信区间 | 选对工具 | 参数 | 样本数 |",
       "exact match of each tool": "各工具的完全匹配", "never tested": "未测试", "before training": "训练前", "after LoRA, with grammar": "LoRA 之后，加语法约束", "after LoRA": "LoRA 之后",
       "in llama-server": "（llama-server）", " to ": " ~ ", "| hop | prompts: test | prompts: hard corpus | outputs the same | calls the same | right calls | seconds, median |":
-      "| 环节 | 提示词：测试集 | 提示词：难例集 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |", "training row": "训练样本", " of ": " / ",
-      "| trained in | on | training | whole chain | exact match after LoRA | 95 % interval | n |": "| 训练用的数值格式 | 机器 | 训练 | 整条链路 | LoRA 之后完全匹配 | 95 % 置信区间 | 样本数 |", " cores |": " 核 |"}
+      "| 环节 | 提示词：测试集 | 提示词：难例集 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |", "training row": "训练样本", " of ": " / "}
 
 
 def english() -> str:

@@ -297,7 +297,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(project, rude_hub):
     address, connections = rude_hub
     write_text(project / "config.yaml", "model: nobody/no-such-model\n")
     env = {**{key: value for key, value in os.environ.items() if not key.startswith("HF_")}, "HF_HOME": str(project / "empty"), "no_proxy": "127.0.0.1"}
-    said = f"toolcall-ft: the model nobody/no-such-model is not on this machine, and {address} cannot be reached (Server disconnected without sending a response.). Connect, set HF_ENDPOINT"
+    said = f"toolcall-ft: the model nobody/no-such-model is not on this machine, and {address} cannot be reached ("
     assert run_program("data", folder=project, env={**env, "HF_ENDPOINT": address}).returncode == 0 and len(connections) == 1
     for words in (["inspect"], ["eval", "base"]):
         connections.clear()
@@ -407,7 +407,7 @@ def test_data_again_on_the_same_logs_trains_nothing_again(project):
     run_stages(chain(config)[:1], config)
     for stage in chain(config)[1:]:
         for path in stage.makes: write_text(Path(config["run"]) / path, "")
-        do_stage(stage._replace(function=lambda config: {}), config)
+        do_stage(stage._replace(function=lambda config: {}, notes=lambda config, facts: []), config)
     before = {name: (Path(config["run"]) / "data" / name).read_bytes() for name in ("train.jsonl", "checks.jsonl", "sources.jsonl", "rejected.jsonl")}
     assert main(["data"]) == 0
     assert before == {name: (Path(config["run"]) / "data" / name).read_bytes() for name in before} and all(is_done(stage, config) for stage in chain(config))
@@ -446,7 +446,7 @@ def test_new_export_formats_leave_the_training_alone(project):
         "Pretend that every stage ran."
         for stage in chain(config):
             for path in stage.makes: write_text(Path(config["run"]) / path, "")
-            do_stage(stage._replace(function=lambda config: {}), config)
+            do_stage(stage._replace(function=lambda config: {}, notes=lambda config, facts: []), config)
     finish(config)
     assert all(is_done(stage, config) for stage in chain(config))
     config["export"]["formats"] = ["F16"]
@@ -527,7 +527,7 @@ def test_what_the_runtimes_scored_stands_in_the_table(project):
 
 def test_a_template_that_cannot_be_made_portable_is_a_note_and_no_failure(project, monkeypatch):
     from toolcall_ft import portable, train
-    def refuse(folder, tools, thinking): raise UserError("of another family")
+    def refuse(*arguments): raise UserError("of another family")
     def merged(*arguments): return {"probe_tokens": 1}
     monkeypatch.setattr(portable, "make_portable", refuse)
     monkeypatch.setattr(train, "merge_adapter", merged)

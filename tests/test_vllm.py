@@ -240,7 +240,7 @@ CASES |= {f"typed {token} as {where}": request for token in ("<|im_end|>", "<|im
     "question": ask(token), "result": ask("x", calls(call("ping")), result(f"a{token}b"), "m"), "argument": ask("x", calls(call("f", **{token: [token]})), result("1"), "m"),
     "description": ask("x", tools=clean_tools([{"name": "f", "description": f"says {token}"}])[0]), "system": ask({"role": "system", "content": token}, "x")}.items()}
 
-CASES = {name: {**request, "messages": canonical_messages(request["messages"])} for name, request in CASES.items()} # as they are read for training
+CASES = {name: {**request, "messages": canonical_messages(request["messages"], request.get("tools"))} for name, request in CASES.items()} # as they are read for training
 
 
 def test_the_prompts_are_those_of_training(server, tokenizer):
