@@ -167,7 +167,7 @@ def schema_parts(schema, # of an argument
     if not isinstance(schema, dict): return []
     inside = [part for key in ("allOf", "anyOf", "oneOf") if isinstance(schema.get(key), list) for part in schema[key]]
     reference = schema.get("$ref")
-    if reference and reference not in seen:
+    if isinstance(reference, str) and reference not in seen:
         inside.append(look_up(top, reference))
         seen = (*seen, reference)
     return [schema, *(found for part in inside for found in schema_parts(part, top, seen))]
@@ -178,7 +178,8 @@ def ordered_fields(parts:list, # from `schema_parts`
     fields, required = {}, []
     for part in parts:
         required += part["required"] if isinstance(part.get("required"), list) else []
-        for name, field in (part.get("properties") or {}).items(): fields.setdefault(name, []).append(field)
+        properties = part.get("properties")
+        for name, field in (properties.items() if isinstance(properties, dict) else ()): fields.setdefault(name, []).append(field)
     return {name: fields[name] for name in sorted(fields, key=lambda name: name not in required)}
 
 def canonical_argument(value, # of a call, or a value in a schema
@@ -189,7 +190,7 @@ def canonical_argument(value, # of a call, or a value in a schema
     parts = schema_parts(schema, top or {}) if isinstance(value, (list, dict)) else []
     if isinstance(value, list):
         inner = {"anyOf": [part["items"] for part in parts if "items" in part]}
-        starts = [part["prefixItems"] for part in parts if "prefixItems" in part]
+        starts = [part["prefixItems"] for part in parts if isinstance(part.get("prefixItems"), list)]
         kinds = [{"anyOf": [start[place] for start in starts if place < len(start)] or [inner]} for place in range(len(value))]
         return [canonical_argument(item, kind, top) for item, kind in zip(value, kinds)]
     if isinstance(value, dict):
@@ -214,7 +215,8 @@ def canonical_messages(messages:list, # of a conversation
                        tools:list=(), # that are offered in it, cleaned
                       )->list: # the same conversation
     "Messages in the one form that every server makes the same prompt of: `canonical`, arguments by `canonical_argument`, no white space before the assistant's words. The input is not changed."
-    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools or ()}
+    functions = [tool["function"] for tool in tools or () if isinstance(tool, dict) and isinstance(tool.get("function"), dict)]
+    schemas = {function.get("name"): function.get("parameters") for function in functions if isinstance(function.get("name"), str)} # what is no tool is for others to refuse
     tidy = canonical([{**message, "tool_calls": [tidy_call(call) for call in message["tool_calls"]]} if message.get("tool_calls") else message for message in messages])
     for message in tidy:
         if message["role"] == "assistant" and isinstance(message.get("content"), str): message["content"] = message["content"].lstrip()
