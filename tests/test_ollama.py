@@ -23,7 +23,7 @@ from toolcall_ft.portable import make_portable
 from toolcall_ft.serve import (OllamaServer, ask_json, build_ollama, fetch_json, find_go, find_ollama, go_template, is_modelfile, learn_by_heart, ollama_prompt,
                                openai_answerer, wire_messages, write_modelfile)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
-from toolcall_ft.tools import UserError, clean_tools
+from toolcall_ft.tools import UserError, canonical_messages, clean_tools
 
 NOTICE = {"type": "function", "function": {"name": "HandleTongzhiTonggao", "description": "该工具专用于新增、修改、删除时讯消息或通告！", "parameters": {"type": "object", "properties": {
     "operation": {"type": "string", "description": "用户对时讯消息或通告的操作方式", "enum": ["ADD", "DELETE", "UPDATE", "LIST"]},
@@ -141,7 +141,8 @@ CONVERSATIONS = {"plain": ([user("Hello!")], []), "tools": ([user("Oslo?")], TOO
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_prompt_is_that_of_training(server, tokenizer, name):
-    request = dict(zip(("messages", "tools"), CONVERSATIONS[name]))
+    messages, tools = CONVERSATIONS[name][:2]
+    request = {"messages": canonical_messages(messages, tools), "tools": tools}
     if name == "typed" and "OLLAMA_GO_TEMPLATE" in server.environment: # Go has nothing to break the text up with
         assert server.prompt_ids(request) != list(encode_prompt(request, tokenizer))
         return
