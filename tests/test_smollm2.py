@@ -52,7 +52,7 @@ def test_rows_that_no_block_divides_are_reported(model):
     "Rows of 576 numbers are no multiple of 256, the block of a K-quant; of 32, that of Q8_0, they are."
     _, files = model
     formats = read_json(files["F16"].parent / "export.json")["formats"]
-    assert [form for form, row in formats.items() if row["fallback"]] == ["Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS"]
+    assert [form for form, row in formats.items() if row["fallback"]] == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS"]
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt-2", "default", "llama-bpe", None])
