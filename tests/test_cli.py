@@ -629,7 +629,7 @@ def test_too_many_rejected_records_stop_the_run_before_training(project, capsys,
 
 def test_the_loss_is_said_again_at_the_end_of_a_run(project, monkeypatch, capsys):
     spoilt(project, 20)
-    monkeypatch.setattr(cli, "chain", lambda config: [Stage("data", cli.make_data, ("data/train.jsonl",))])
+    monkeypatch.setattr(cli, "chain", lambda config: [Stage("data", cli.make_data, ("data/train.jsonl",), notes=cli.data_notes)])
     assert main(["run"]) == 0
     said = capsys.readouterr().out
     loss = "20 of 48 records were left out; each is in runs/first/data/rejected.jsonl"
