@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")
@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     url=settings["git_url"],
     keywords=settings["keywords"].split(),
-    packages=["toolcall_ft"],
+    packages=find_packages(include=["toolcall_ft", "toolcall_ft.*"]),
     package_data={"toolcall_ft": ["config.yaml", "sample/*", "synthesise.yaml", "viewer.html", "tiny_data/*", "tiny_qwen2/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),

@@ -1,4 +1,5 @@
 """How long until the program answers: whole processes, median of several, beside an empty Python."""
+
 import statistics
 import subprocess
 import sys
@@ -6,10 +7,12 @@ import time
 from pathlib import Path
 
 PROGRAM = str(Path(sys.executable).parent / "toolcall-ft")
-COMMANDS = {"python -c pass": ([sys.executable, "-c", "pass"], None),
-            "import toolcall_ft": ([sys.executable, "-c", "import toolcall_ft"], 0.3),
-            "import toolcall_ft.cli": ([sys.executable, "-c", "import toolcall_ft.cli"], None),
-            "toolcall-ft --help": ([PROGRAM, "--help"], 0.6)}
+COMMANDS = {
+    "python -c pass": ([sys.executable, "-c", "pass"], None),
+    "import toolcall_ft": ([sys.executable, "-c", "import toolcall_ft"], 0.3),
+    "import toolcall_ft.cli": ([sys.executable, "-c", "import toolcall_ft.cli"], None),
+    "toolcall-ft --help": ([PROGRAM, "--help"], 0.6),
+}
 
 
 def seconds(command: list) -> float:
@@ -27,4 +30,5 @@ def main(rounds: int = 15) -> None:
         print(f"| `{name}` | {statistics.median(taken):.3f} | {min(taken):.3f} | {goal or ''} |")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 Rows of the demo, again and again (compression looks back over less than two hundred rows, so it gains nothing from the repeats), and rows of random tokens, the worst case.
 """
+
 import os
 import random
 import shutil
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from toolcall_ft.data import read_examples
-from toolcall_ft.template import encode_example, load_tokenizer
-from toolcall_ft.tools import read_tools
-from toolcall_ft.viewer import write_page
+from toolcall_ft.data.examples import read_examples
+from toolcall_ft.template.models import load_tokenizer
+from toolcall_ft.template.rows import encode_example
+from toolcall_ft.tools.load import read_tools
+from toolcall_ft.template.viewer import write_page
 
 COUNT, EXAMPLES = 10_000, Path(__file__).resolve().parents[1] / "examples"
 TIMES = """() => { const times = []; for (let turn = 0; turn < 200; turn++) { const start = performance.now(); show(turn * 37 % book.count); document.body.offsetHeight;
@@ -32,8 +34,10 @@ def measure(browser, name, rows, tokenizer, folder):
     drawn = time.perf_counter() - start
     median, slow = page.evaluate(TIMES)
     first, second = page.evaluate(SEARCH, "三号楼"), page.evaluate(SEARCH, "通告")
-    print(f"{name}: {len(rows):,} rows, {sum(len(row['labels']) for row in rows):,} tokens; written in {written:.1f} s, {path.stat().st_size / 1e6:.1f} MB; "
-          f"first row after {drawn:.2f} s; another row {median:.0f} ms (95 %: {slow:.0f} ms); first search {first:.0f} ms, next {second:.0f} ms")
+    print(
+        f"{name}: {len(rows):,} rows, {sum(len(row['labels']) for row in rows):,} tokens; written in {written:.1f} s, {path.stat().st_size / 1e6:.1f} MB; "
+        f"first row after {drawn:.2f} s; another row {median:.0f} ms (95 %: {slow:.0f} ms); first search {first:.0f} ms, next {second:.0f} ms"
+    )
     page.close()
 
 
@@ -41,11 +45,27 @@ tokenizer, dice = load_tokenizer("tiny-qwen2"), random.Random(0)
 examples, _ = read_examples(EXAMPLES / "logs.jsonl", read_tools(EXAMPLES / "tools.json"))
 demo = [encode_example(example, tokenizer) for example in examples]
 demo = [demo[number % len(demo)] for number in range(COUNT)]
-noise = [{"input_ids": [dice.randrange(len(tokenizer)) for _ in row["labels"]], "labels": row["labels"]} for row in demo]
-noise = [{"input_ids": row["input_ids"], "labels": [-100 if label == -100 else token for token, label in zip(row["input_ids"], row["labels"])]} for row in noise]
+noise = [
+    {"input_ids": [dice.randrange(len(tokenizer)) for _ in row["labels"]], "labels": row["labels"]}
+    for row in demo
+]
+noise = [
+    {
+        "input_ids": row["input_ids"],
+        "labels": [
+            -100 if label == -100 else token
+            for token, label in zip(row["input_ids"], row["labels"])
+        ],
+    }
+    for row in noise
+]
 with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
-    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+    chromium = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    )
+    browser = playwright.chromium.launch(
+        executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else []
+    )
     measure(browser, "demo", demo, tokenizer, Path(folder))
     measure(browser, "random tokens", noise, tokenizer, Path(folder))
     browser.close()

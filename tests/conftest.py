@@ -1,4 +1,5 @@
 """What all tests share: nothing is fetched, nothing is reported, and every test has a folder of its own."""
+
 import os
 import signal
 from pathlib import Path
@@ -6,19 +7,30 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("ci", derandomize=True, print_blob=True)  # the same cases each time: a red run is the fault of the change
-if os.environ.get("CI"): settings.load_profile("ci")
+settings.register_profile(
+    "ci", derandomize=True, print_blob=True
+)  # the same cases each time: a red run is the fault of the change
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
-os.environ.update(HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    HF_HUB_OFFLINE="1", UNSLOTH_DISABLE_STATISTICS="1", TOKENIZERS_PARALLELISM="false"
+)
 
 
 def pytest_configure(config):
     "Ctrl-C works also in what a shell runs in the background. Of several workers each has cores of its own: servers take all that they see, wait busily, and would stand in each other's way."
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
-    if not worker or not hasattr(os, "sched_setaffinity"): return
-    number, count, cores = int(worker["workerid"].removeprefix("gw")), worker["workercount"], sorted(os.sched_getaffinity(0))
-    if count <= len(cores): os.sched_setaffinity(0, cores[number::count])
+    if not worker or not hasattr(os, "sched_setaffinity"):
+        return
+    number, count, cores = (
+        int(worker["workerid"].removeprefix("gw")),
+        worker["workercount"],
+        sorted(os.sched_getaffinity(0)),
+    )
+    if count <= len(cores):
+        os.sched_setaffinity(0, cores[number::count])
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 """A small MCP server for the tests: `mcp_server.py stdio`, or `mcp_server.py http PORT` (streamable HTTP on 127.0.0.1)."""
+
 import os
 import sys
 import time
@@ -43,7 +44,12 @@ def fail(why: str) -> str:
 @server.tool()
 def picture() -> CallToolResult:
     "A picture of the shop."
-    return CallToolResult(content=[TextContent(type="text", text="Here:"), ImageContent(type="image", data="AAAA", mime_type="image/png")])
+    return CallToolResult(
+        content=[
+            TextContent(type="text", text="Here:"),
+            ImageContent(type="image", data="AAAA", mime_type="image/png"),
+        ]
+    )
 
 
 @server.tool()
@@ -60,5 +66,7 @@ def die() -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "stdio": server.run()
-    else: server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[2]))
+    if sys.argv[1] == "stdio":
+        server.run()
+    else:
+        server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[2]))

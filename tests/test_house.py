@@ -1,4 +1,5 @@
 """The rules of the house that a program can check: order of modules, light start, tidy notebooks, versions, the wheel."""
+
 import ast
 import json
 import os
@@ -11,19 +12,57 @@ from configparser import ConfigParser
 
 import pytest
 
-ORDER = ["tools", "formats", "data", "checks", "synthesise", "template", "portable", "viewer", "train", "generate", "evaluate", "export", "serve", "checkpoints", "quantised", "cli", "tiny"]
-HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "unsloth", "numpy", "pandas", "matplotlib", "openai", "mcp", "ipywidgets", "playwright", "xgrammar", "transformers_cfg")
+ORDER = [
+    "tools",
+    "formats",
+    "data",
+    "checks",
+    "synthesise",
+    "template",
+    "portable",
+    "viewer",
+    "train",
+    "generate",
+    "evaluate",
+    "export",
+    "serve",
+    "checkpoints",
+    "quantised",
+    "cli",
+    "tiny",
+]
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "unsloth",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "openai",
+    "mcp",
+    "ipywidgets",
+    "playwright",
+    "xgrammar",
+    "transformers_cfg",
+)
 
 
 def notebooks(repository):
     "Every notebook of the course, as it is stored."
-    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted((repository / "nbs").glob("*.ipynb"))}
+    return {
+        path.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((repository / "nbs").glob("*.ipynb"))
+    }
 
 
 def imports(tree):
     "Names of our own modules that a piece of code imports, and the heavy packages."
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             base = f"toolcall_ft.{node.module or ''}".rstrip(".") if node.level else node.module
             yield base
@@ -32,7 +71,14 @@ def imports(tree):
 
 def top_level(tree):
     "The statements that run when the module is imported."
-    return ast.Module([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))], [])
+    return ast.Module(
+        [
+            node
+            for node in tree.body
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        ],
+        [],
+    )
 
 
 def module_tree(repository, name):
@@ -43,20 +89,35 @@ def module_tree(repository, name):
 def test_a_module_imports_only_lower_ones(repository, name):
     "cli stands on top and imports all of them, when a command needs them; at its top it is held to the rule like the rest."
     tree = module_tree(repository, name)
-    used = {found.split(".")[1] for found in imports(top_level(tree) if name == "cli" else tree) if found.startswith("toolcall_ft.")} & set(ORDER)
+    used = {
+        found.split(".")[1]
+        for found in imports(top_level(tree) if name == "cli" else tree)
+        if found.startswith("toolcall_ft.")
+    } & set(ORDER)
     assert {other for other in used if ORDER.index(other) > ORDER.index(name)} <= ({name})
 
 
 @pytest.mark.parametrize("name", ORDER)
 def test_heavy_libraries_are_imported_late(repository, name):
-    assert not {found.split(".")[0] for found in imports(top_level(module_tree(repository, name)))} & set(HEAVY)
+    assert not {
+        found.split(".")[0] for found in imports(top_level(module_tree(repository, name)))
+    } & set(HEAVY)
 
 
-@pytest.mark.parametrize("code", ["import toolcall_ft", "import toolcall_ft.cli", *(f"import toolcall_ft.{name}" for name in ORDER),
-                                  "from toolcall_ft.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import toolcall_ft",
+        "import toolcall_ft.cli",
+        *(f"import toolcall_ft.{name}" for name in ORDER),
+        "from toolcall_ft.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+    ],
+)
 def test_nothing_heavy_is_loaded_at_the_start(code):
     asked = f"{code}\nimport sys; print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
-    finished = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+    )
     assert finished.stderr.strip().splitlines()[-1] == "[]"
 
 
@@ -77,11 +138,19 @@ assert {"train", "cli", "tools"} <= {text.lstrip(".") for text in found}, found"
 def test_every_notebook_is_tidy(repository):
     for name, notebook in notebooks(repository).items():
         assert len(notebook["cells"]) <= 70, name
-        assert set(notebook["metadata"]) <= {"kernelspec", "widgets"}, name # nbdev_clean keeps these two
+        assert set(notebook["metadata"]) <= {"kernelspec", "widgets"}, (
+            name
+        )  # nbdev_clean keeps these two
         first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
         text = "".join(first["source"])
-        following = "".join("".join(cell["source"]) for cell in notebook["cells"][:3] if cell["cell_type"] == "markdown")
-        assert text.startswith("# ") and re.search("^> ", following, re.MULTILINE), f"{name}: a title and one sentence"
+        following = "".join(
+            "".join(cell["source"])
+            for cell in notebook["cells"][:3]
+            if cell["cell_type"] == "markdown"
+        )
+        assert text.startswith("# ") and re.search("^> ", following, re.MULTILINE), (
+            f"{name}: a title and one sentence"
+        )
         for cell in notebook["cells"]:
             assert cell["metadata"] == {} and cell.get("execution_count") is None, name
 
@@ -89,8 +158,15 @@ def test_every_notebook_is_tidy(repository):
 def test_every_notebook_keeps_its_outputs_and_none_is_an_error(repository):
     outputs = {}
     for name, notebook in notebooks(repository).items():
-        outputs[name] = [output["output_type"] for cell in notebook["cells"] if cell["cell_type"] == "code" for output in cell["outputs"]]
-    assert not [name for name, kinds in outputs.items() if not kinds], "run these and keep the outputs"
+        outputs[name] = [
+            output["output_type"]
+            for cell in notebook["cells"]
+            if cell["cell_type"] == "code"
+            for output in cell["outputs"]
+        ]
+    assert not [name for name, kinds in outputs.items() if not kinds], (
+        "run these and keep the outputs"
+    )
     assert not [name for name, kinds in outputs.items() if "error" in kinds]
 
 
@@ -98,26 +174,48 @@ def test_an_exported_definition_fits_on_the_screen(repository):
     for name, notebook in notebooks(repository).items():
         for cell in notebook["cells"]:
             source = "".join(cell["source"])
-            if cell["cell_type"] != "code" or not source.startswith("#| export"): continue
+            if cell["cell_type"] != "code" or not source.startswith("#| export"):
+                continue
             for node in ast.parse(source).body:
                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                    lines = node.end_lineno - node.body[0].lineno + 1 # the signature is documentation
+                    lines = (
+                        node.end_lineno - node.body[0].lineno + 1
+                    )  # the signature is documentation
                     assert lines <= 25, f"{name}: {node.name} has {lines} lines"
 
 
 def kept_files(repository):
     "Names of all files that belong to the project: as git has them, or all that there are where an sdist was unpacked."
     if not (repository / ".git").exists():
-        return [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file() and not {"__pycache__", ".pytest_cache", ".hypothesis"} & set(path.parts)]
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=repository, capture_output=True, text=True, check=True)
+        return [
+            str(path.relative_to(repository))
+            for path in repository.rglob("*")
+            if path.is_file()
+            and not {"__pycache__", ".pytest_cache", ".hypothesis"} & set(path.parts)
+        ]
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return listed.stdout.splitlines()
 
 
 def test_no_path_of_a_machine_is_written_anywhere(repository):
     for name in kept_files(repository):
         path = repository / name
-        if not path.is_file() or path.suffix in (".safetensors", ".png") or path.name == "test_house.py": continue
-        found = re.search(r"(/root/|/home/\w+/|/Users/\w+/|/tmp/w/|/work/(main|shared))", path.read_text(encoding="utf-8", errors="replace"))
+        if (
+            not path.is_file()
+            or path.suffix in (".safetensors", ".png")
+            or path.name == "test_house.py"
+        ):
+            continue
+        found = re.search(
+            r"(/root/|/home/\w+/|/Users/\w+/|/tmp/w/|/work/(main|shared))",
+            path.read_text(encoding="utf-8", errors="replace"),
+        )
         assert not found, f"{name}: {found[0]}"
 
 
@@ -129,28 +227,59 @@ def read_settings(repository):
 
 def test_constraints_cover_every_extra(repository):
     settings = read_settings(repository)
-    wanted = {re.split(r"[<>=;\[]", word)[0] for key, value in settings.items() if key.endswith("requirements") for word in value.split()}
-    lines = [line for line in (repository / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    wanted = {
+        re.split(r"[<>=;\[]", word)[0]
+        for key, value in settings.items()
+        if key.endswith("requirements")
+        for word in value.split()
+    }
+    lines = [
+        line
+        for line in (repository / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert all("==" in line for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
-    assert {name.lower().replace("_", "-") for name in wanted} | {"unsloth", "unsloth-zoo"} <= pinned
+    assert {name.lower().replace("_", "-") for name in wanted} | {
+        "unsloth",
+        "unsloth-zoo",
+    } <= pinned
 
 
 def test_what_is_installed_is_what_is_pinned(repository):
     from importlib.metadata import version
-    pinned = dict(line.split("==") for line in (repository / "constraints.txt").read_text().splitlines() if "==" in line)
-    for name in ("torch", "transformers", "trl", "peft", "datasets", "nbdev", "fastcore", "execnb", "transformers-cfg"): assert version(name) == pinned[name], name
+
+    pinned = dict(
+        line.split("==")
+        for line in (repository / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
+    for name in (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "nbdev",
+        "fastcore",
+        "execnb",
+        "transformers-cfg",
+    ):
+        assert version(name) == pinned[name], name
 
 
 def test_what_is_installed_goes_together():
     "What `pip check` says of our own packages and all that they need."
     from toolcall_ft.cli import EXTRA_OF, misfit_lines, misfits
+
     assert misfit_lines(misfits(["toolcall-ft", *EXTRA_OF])) == []
 
 
 def test_light_install_brings_no_torch(repository):
     settings = read_settings(repository)
-    assert not {"torch", "trl", "peft", "unsloth"} & {re.split("[<>=]", word)[0] for word in settings["requirements"].split()}
+    assert not {"torch", "trl", "peft", "unsloth"} & {
+        re.split("[<>=]", word)[0] for word in settings["requirements"].split()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -158,32 +287,78 @@ def built(repository, tmp_path_factory):
     "A folder with a wheel and an sdist, built in a copy, since the build writes into its folder."
     folder = tmp_path_factory.mktemp("built")
     for name in kept_files(repository):
-        if not (repository / name).is_file(): continue
+        if not (repository / name).is_file():
+            continue
         (folder / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "copy" / name).write_bytes((repository / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--sdist", "--no-isolation", "--outdir", str(folder)], cwd=folder / "copy", check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--sdist",
+            "--no-isolation",
+            "--outdir",
+            str(folder),
+        ],
+        cwd=folder / "copy",
+        check=True,
+        capture_output=True,
+    )
     return folder
 
 
 def test_the_sdist_holds_what_its_tests_need(repository, built, tmp_path):
-    with tarfile.open(next(built.glob("*.tar.gz"))) as archive: archive.extractall(tmp_path, filter="data")
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path, filter="data")
     unpacked = next(tmp_path.iterdir())
-    missing = [name for name in kept_files(repository) if (repository / name).is_file() and not name.startswith(".") and not (unpacked / name).exists()]
+    missing = [
+        name
+        for name in kept_files(repository)
+        if (repository / name).is_file()
+        and not name.startswith(".")
+        and not (unpacked / name).exists()
+    ]
     assert missing == []
     environment = {**os.environ, "PYTHONPATH": str(unpacked)}
-    for words in (["tests/test_tools.py", "-k", "function or file"], ["tests/test_mcp.py", "-k", "tools_of_a_server"], ["tests/test_house.py", "-k", "not wheel and not sdist"]):
-        finished = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words], cwd=unpacked, env=environment, capture_output=True, text=True)
+    for words in (
+        ["tests/test_tools.py", "-k", "function or file"],
+        ["tests/test_mcp.py", "-k", "tools_of_a_server"],
+        ["tests/test_house.py", "-k", "not wheel and not sdist"],
+    ):
+        finished = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words],
+            cwd=unpacked,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert finished.returncode == 0, finished.stdout[-2000:]
 
 
 def test_the_wheel_holds_model_and_configuration(repository, built):
     held = set(zipfile.ZipFile(next(built.glob("*.whl"))).namelist())
     package = repository / "toolcall_ft"
-    data = [path for folder in ("sample", "tiny_data", "tiny_qwen2") for path in (package / folder).iterdir() if path.is_file()]
-    for path in [*(package / name for name in ("config.yaml", "synthesise.yaml", "viewer.html")), *package.glob("*.py"), *data]:
+    data = [
+        path
+        for folder in ("sample", "tiny_data", "tiny_qwen2")
+        for path in (package / folder).iterdir()
+        if path.is_file()
+    ]
+    for path in [
+        *(package / name for name in ("config.yaml", "synthesise.yaml", "viewer.html")),
+        *package.glob("*.py"),
+        *data,
+    ]:
         assert str(path.relative_to(repository)) in held, path
 
 
 def test_the_readmes_are_in_step(repository):
-    finished = subprocess.run([sys.executable, "benchmarks/write_readme.py", "--check"], cwd=repository, capture_output=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, "benchmarks/write_readme.py", "--check"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr

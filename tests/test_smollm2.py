@@ -1,21 +1,41 @@
 """A model that is not Qwen, and has been trained by others: SmolLM2-135M-Instruct through export, every GGUF format, llama-server and Ollama."""
+
 import os
 import shutil
 
 import pytest
 from golden.smollm2 import CACHE, smollm2
 
-from toolcall_ft import export
-from toolcall_ft.export import CONTROL_TOKEN, GGUF_TYPES, build_llama_cpp, check_gguf, export_gguf, find_llama_cpp, hard_strings, pre_tokenizer_name, read_gguf
-from toolcall_ft.portable import make_portable
-from toolcall_ft.serve import LlamaServer, OllamaServer, find_ollama, hard_corpus, openai_answerer, prompt_differences, server_tokens
-from toolcall_ft.template import encode_prompt, load_tokenizer
-from toolcall_ft.tools import dump_json, read_json
+from toolcall_ft.export.convert import CONTROL_TOKEN, check_gguf, pre_tokenizer_name, read_gguf
+from toolcall_ft.export.gguf import GGUF_TYPES, export_gguf
+from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
+from toolcall_ft.parity.strings import hard_strings
+from toolcall_ft.template.portable import make_portable
+from toolcall_ft.parity.compare import prompt_differences
+from toolcall_ft.parity.corpus import hard_corpus
+from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.serve.llama import LlamaServer, server_tokens
+from toolcall_ft.serve.ollama import OllamaServer
+from toolcall_ft.serve.ollama_build import find_ollama
+from toolcall_ft.template.models import load_tokenizer
+from toolcall_ft.template.rows import encode_prompt
+from toolcall_ft.base.files import read_json
+from toolcall_ft.base.jsontext import dump_json
 
 CI = bool(os.environ.get("CI"))
-pytestmark = pytest.mark.skipif(not CACHE.exists() and not CI, reason="no SmolLM2: make it with python tests/golden/smollm2.py")
-TYPED = "<repo_name>x<file_sep>y<|im_end|> <jupyter_code><empty_output> <repo_" # its own control tokens, as a stranger may type them
-CORPUS = [*hard_corpus(), {"name": "typed, its own", "kind": "typed", "messages": [{"role": "user", "content": TYPED}], "tools": []}]
+pytestmark = pytest.mark.skipif(
+    not CACHE.exists() and not CI, reason="no SmolLM2: make it with python tests/golden/smollm2.py"
+)
+TYPED = "<repo_name>x<file_sep>y<|im_end|> <jupyter_code><empty_output> <repo_"  # its own control tokens, as a stranger may type them
+CORPUS = [
+    *hard_corpus(),
+    {
+        "name": "typed, its own",
+        "kind": "typed",
+        "messages": [{"role": "user", "content": TYPED}],
+        "tools": [],
+    },
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +44,10 @@ def model(tmp_path_factory):
     build_llama_cpp()
     folder = tmp_path_factory.mktemp("smollm2")
     shutil.copytree(smollm2(), folder / "model")
-    make_portable(folder / "model", list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values()))
+    make_portable(
+        folder / "model",
+        list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values()),
+    )
     return folder / "model", export_gguf(folder / "model", folder / "gguf", tuple(GGUF_TYPES))
 
 
@@ -40,19 +63,33 @@ def test_every_format_is_written_and_its_control_tokens_are_control_tokens(model
     folder, files = model
     tokenizer, llama = load_tokenizer(str(folder)), find_llama_cpp()
     controls = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
-    assert list(files) == list(GGUF_TYPES) and len(controls) == 17 and pre_tokenizer_name(folder) == "smollm"
+    assert (
+        list(files) == list(GGUF_TYPES)
+        and len(controls) == 17
+        and pre_tokenizer_name(folder) == "smollm"
+    )
     for path in files.values():
         fields = read_gguf(path, llama)["fields"]
         kinds = fields["tokenizer.ggml.token_type"]
         assert [index for index, kind in enumerate(kinds) if kind == CONTROL_TOKEN] == controls
-        assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"], fields["tokenizer.ggml.eos_token_id"]) == ("gpt2", "smollm", tokenizer.eos_token_id)
+        assert (
+            fields["tokenizer.ggml.model"],
+            fields["tokenizer.ggml.pre"],
+            fields["tokenizer.ggml.eos_token_id"],
+        ) == ("gpt2", "smollm", tokenizer.eos_token_id)
 
 
 def test_rows_that_no_block_divides_are_reported(model):
     "Rows of 576 numbers are no multiple of 256, the block of a K-quant; of 32, that of Q8_0, they are."
     _, files = model
     formats = read_json(files["F16"].parent / "export.json")["formats"]
-    assert [form for form, row in formats.items() if row["fallback"]] == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS"]
+    assert [form for form, row in formats.items() if row["fallback"]] == [
+        "Q6_K",
+        "Q5_K_M",
+        "Q4_K_M",
+        "Q4_0",
+        "IQ4_XS",
+    ]
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt-2", "default", "llama-bpe", None])
@@ -60,9 +97,12 @@ def test_the_name_of_another_pre_tokenizer_is_found(model, monkeypatch, name):
     folder, files = model
     read = read_gguf(files["F16"], find_llama_cpp())
     read["fields"]["tokenizer.ggml.pre"] = name
-    monkeypatch.setattr(export, "read_gguf", lambda *arguments: read)
+    monkeypatch.setattr("toolcall_ft.export.convert.read_gguf", lambda *arguments: read)
     found = check_gguf(files["F16"], folder, find_llama_cpp())
-    assert len(found) == 1 and f"the pre-tokenizer: {str(name)!r} in the GGUF, 'smollm' in the model" in found[0]
+    assert (
+        len(found) == 1
+        and f"the pre-tokenizer: {str(name)!r} in the GGUF, 'smollm' in the model" in found[0]
+    )
 
 
 @pytest.mark.parametrize("form", ["F16", "Q8_0", "Q4_K_M"])
@@ -71,14 +111,28 @@ def test_llama_server_cuts_texts_and_prompts_as_in_training(model, wanted, form)
     tokenizer = load_tokenizer(str(folder))
     texts = hard_strings(1000) if form == "Q8_0" else []
     with LlamaServer(files[form]) as server:
-        assert [text for text in texts if server_tokens(server.url, text) != tokenizer(text, add_special_tokens=False)["input_ids"]] == []
+        assert [
+            text
+            for text in texts
+            if server_tokens(server.url, text)
+            != tokenizer(text, add_special_tokens=False)["input_ids"]
+        ] == []
         assert prompt_differences(server, CORPUS, wanted, tokenizer) == []
-        answer = openai_answerer(server.url, server.model, max_new_tokens=24)([{"messages": [{"role": "user", "content": "What is the capital of France?"}], "tools": []}])[0]
+        answer = openai_answerer(server.url, server.model, max_new_tokens=24)(
+            [
+                {
+                    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                    "tools": [],
+                }
+            ]
+        )[0]
     assert "Paris" in answer["content"] and answer["errors"] == []
 
 
 def test_ollama_renders_the_prompts_of_training(model, wanted):
-    if not CI and not find_ollama()["binary"]: pytest.skip("Ollama is not here. Get it with: make ollama")
+    if not CI and not find_ollama()["binary"]:
+        pytest.skip("Ollama is not here. Get it with: make ollama")
     folder, files = model
     tokenizer = load_tokenizer(str(folder))
-    with OllamaServer(files["Q8_0"]) as server: assert prompt_differences(server, CORPUS, wanted, tokenizer) == []
+    with OllamaServer(files["Q8_0"]) as server:
+        assert prompt_differences(server, CORPUS, wanted, tokenizer) == []

@@ -1,0 +1,13 @@
+"""The embedded tiny model, and how it is made."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "conversations": ["make_conversations"],
+        "model": ["new_model"],
+        "tokenizer": ["train_tokenizer"],
+        "train": ["train_tiny"],
+    },
+)
