@@ -16,14 +16,14 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from toolcall_ft.export.compressed import SCHEMES, checkpoint_table, make_checkpoint
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import read_jsonl, write_text
 from toolcall_ft.evaluate.results import evaluate
+from toolcall_ft.export.compressed import SCHEMES, checkpoint_table, make_checkpoint
 from toolcall_ft.generate.answers import transformers_answerer
 from toolcall_ft.generate.model import load_model
 from toolcall_ft.serve.client import openai_answerer
 from toolcall_ft.serve.vllm import VllmServer, find_vllm
-from toolcall_ft.base.errors import UserError
 
 RESULTS = Path(__file__).parent / "results" / "checkpoints.json"
 

@@ -3,14 +3,13 @@
 python benchmarks/demo_float32.py
 """
 
-from toolcall_ft.cli.main import main
-from toolcall_ft.train.backend import compute_type
 import shutil
 import sys
 from pathlib import Path
 
 import yaml
 
+from toolcall_ft.cli.main import main
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "examples"

@@ -4,10 +4,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from toolcall_ft.train.lora import train_lora
-from toolcall_ft.train.prefix import PrefixSampler
 from toolcall_ft.config import read_config
 from toolcall_ft.data.logs import read_logs
+from toolcall_ft.train.lora import train_lora
+from toolcall_ft.train.prefix import PrefixSampler
 
 ROOT, ROWS, TURNS = Path(__file__).resolve().parents[1], 320, 5
 SHARED = PrefixSampler

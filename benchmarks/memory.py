@@ -29,6 +29,7 @@ def high_water() -> float:
 def child(path: Path, processes: int) -> None:
     "One measurement, printed as JSON."
     from qwen_tokenizer import qwen_tokenizer
+
     from toolcall_ft.template.dataset import encode_dataset
 
     tokenizer = qwen_tokenizer()

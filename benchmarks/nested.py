@@ -11,10 +11,10 @@ from pathlib import Path
 from toolcall_ft.data.examples import build_example
 from toolcall_ft.evaluate.results import evaluate
 from toolcall_ft.export.gguf import export_gguf
-from toolcall_ft.template.portable import make_portable
 from toolcall_ft.serve.client import openai_answerer
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import model_path
+from toolcall_ft.template.portable import make_portable
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.train.backend import machine_name
 from toolcall_ft.train.lora import train_lora

@@ -1,5 +1,12 @@
 """The embedded model's training: Muon for the matrices against AdamW for all, the same start and the same steps. Prints loss on fresh conversations and seconds."""
 
+import argparse
+import random
+import time
+from itertools import islice
+
+import torch
+
 from toolcall_ft.tiny.model import new_model
 from toolcall_ft.tiny.tokenizer import train_tokenizer
 from toolcall_ft.tiny.train import (
@@ -9,13 +16,6 @@ from toolcall_ft.tiny.train import (
     tool_batches,
     train_step,
 )
-import argparse
-import random
-import time
-from itertools import islice
-
-import torch
-
 
 RATE = 2e-3
 

@@ -23,14 +23,14 @@ import tempfile
 from pathlib import Path
 
 from toolcall_ft.base.files import read_jsonl, write_text
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.config import read_config
 from toolcall_ft.export.gguf import export_gguf
-from toolcall_ft.template.portable import make_portable
 from toolcall_ft.parity.corpus import hard_corpus
 from toolcall_ft.parity.measure import model_hops, parity
 from toolcall_ft.parity.report import breaks, claims, parity_table
 from toolcall_ft.template.models import load_tokenizer, model_path
-from toolcall_ft.base.jsontext import dump_json
+from toolcall_ft.template.portable import make_portable
 
 HOPS = ["training row", "Transformers", "llama-server", "Ollama", "vLLM"]
 

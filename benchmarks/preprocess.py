@@ -177,6 +177,7 @@ def measure(kind: str, path: Path, processes: int, peer: Path = None) -> dict:
 def check_ids(path: Path, rows: int, peer_rows: list) -> dict:
     "On the first rows: our ids are TRL's, the bare tokenizer's and LLaMA-Factory's; TRL's labels differ only by the newline behind each opener, LLaMA-Factory's not at all."
     from qwen_tokenizer import qwen_tokenizer
+
     from toolcall_ft.template.habits import render
     from toolcall_ft.template.rows import encode_rows
 

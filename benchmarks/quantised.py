@@ -12,7 +12,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from toolcall_ft.base.files import read_jsonl, write_text
+from toolcall_ft.base.files import read_json, read_jsonl, write_text
 from toolcall_ft.evaluate.results import evaluate
 from toolcall_ft.export.adapter import export_adapter
 from toolcall_ft.export.gguf import GGUF_TYPES, export_gguf
@@ -21,7 +21,6 @@ from toolcall_ft.parity.quantization import call_rows, measure_format, open_gguf
 from toolcall_ft.serve.client import openai_answerer
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import load_tokenizer
-from toolcall_ft.base.files import read_json
 
 RESULTS = Path(__file__).parent / "results" / "quantised.json"
 AIDED = [

@@ -23,15 +23,15 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import read_jsonl, write_text
-from toolcall_ft.evaluate.results import to_requests
 from toolcall_ft.base.http import NEAR
+from toolcall_ft.base.jsontext import dump_json
+from toolcall_ft.evaluate.results import to_requests
 from toolcall_ft.serve.client import openai_answerer, wire_messages
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.vllm import VllmServer
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
 
 RESULTS = Path(__file__).parent / "results" / "serve.json"
 PARTS = "transformers-1,transformers-32,llama-server-1,llama-server-8,ollama-1,ollama-8,vllm-8"

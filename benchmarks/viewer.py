@@ -15,8 +15,8 @@ from playwright.sync_api import sync_playwright
 from toolcall_ft.data.examples import read_examples
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.rows import encode_example
-from toolcall_ft.tools.load import read_tools
 from toolcall_ft.template.viewer import write_page
+from toolcall_ft.tools.load import read_tools
 
 COUNT, EXAMPLES = 10_000, Path(__file__).resolve().parents[1] / "examples"
 TIMES = """() => { const times = []; for (let turn = 0; turn < 200; turn++) { const start = performance.now(); show(turn * 37 % book.count); document.body.offsetHeight;

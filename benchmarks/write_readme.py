@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import nbformat
-from nbconvert import MarkdownExporter
-
 from demo_stages import machine_table
+from nbconvert import MarkdownExporter
 
 from toolcall_ft.cli.pipeline import result_table
 from toolcall_ft.parity.report import parity_table

@@ -11,8 +11,8 @@ import time
 import urllib.request
 
 import pytest
+from test_viewer import EVIL, ROWS, TABLE
 
-from test_viewer import EVIL, ROWS, TABLE, encode
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.viewer import (
     VIEWS,

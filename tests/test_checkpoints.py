@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.export.compressed import (
     SCHEMES,
     TOKENIZER_FILES,
@@ -18,14 +19,13 @@ from toolcall_ft.export.compressed import (
 )
 from toolcall_ft.generate.answers import transformers_answerer
 from toolcall_ft.generate.model import load_model
-from toolcall_ft.template.portable import make_portable
 from toolcall_ft.serve.client import openai_answerer
 from toolcall_ft.serve.vllm import VllmServer, find_vllm
-from toolcall_ft.train.memorise import learn_by_heart
 from toolcall_ft.template.models import load_tokenizer
+from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt, encode_rows
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.clean import clean_tools
+from toolcall_ft.train.memorise import learn_by_heart
 
 TOOLS, _ = clean_tools(
     [
@@ -192,7 +192,7 @@ def test_wishes_that_cannot_be_met(model, made, tmp_path, monkeypatch):
         make_checkpoint(made["FP8"][0], tmp_path / "x", "GPTQ", EXAMPLES)
     with pytest.raises(UserError, match="toolcall-ft merge"):
         make_checkpoint("Qwen/Qwen2.5-1.5B-Instruct", tmp_path / "x", "FP8")
-    monkeypatch.setattr(checkpoints, "find_spec", lambda name: None)
+    monkeypatch.setattr("toolcall_ft.export.compressed.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"toolcall-ft\[compress\]"):
         make_checkpoint(model, tmp_path / "x", "FP8")
     assert not (tmp_path / "x").exists()

@@ -2,27 +2,34 @@
 
 import json
 import random
-import sys
 import time
 from collections import Counter
 from copy import deepcopy
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolcall_ft.data.charts import write_figure
-from toolcall_ft.data.findings import invented_values
-from toolcall_ft.data.charts import check_chart, check_table, code_span, write_report
-from toolcall_ft.data.checks import check_examples, strict_error
-from toolcall_ft.data.findings import ENOUGH, KINDS, SCALES, SEVERITIES, is_said, letters
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import read_jsonl
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.config import read_config
+from toolcall_ft.data import checks, findings
+from toolcall_ft.data.charts import check_chart, check_table, code_span, write_figure, write_report
+from toolcall_ft.data.checks import check_examples, strict_error
+from toolcall_ft.data.findings import (
+    ENOUGH,
+    KINDS,
+    SCALES,
+    SEVERITIES,
+    invented_values,
+    is_said,
+    letters,
+)
 from toolcall_ft.data.logs import contradictions, read_logs
 from toolcall_ft.data.split import measure_leakage, open_values, phrasing, split_rows
 from toolcall_ft.data.turns import call_message
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.load import read_tools
 
@@ -704,15 +711,16 @@ def test_no_text_leaves_its_cell(text, width):
 
 def test_the_work_grows_with_the_rows_and_not_with_their_square(monkeypatch):
     counted = Counter()
-    for name in ("digest", "letters", "phrasing", "open_values", "check_call"):
-        monkeypatch.setattr(
-            checks,
-            name,
-            lambda *arguments, name=name, function=getattr(checks, name): (
-                counted.update([name]),
-                function(*arguments),
-            )[1],
-        )
+    names = ("digest", "letters", "phrasing", "open_values", "check_call")
+    for module, name in product((checks, findings), names):
+        if not hasattr(module, name):
+            continue
+
+        def count(*arguments, name=name, function=getattr(module, name)):
+            counted.update([name])
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, count)
 
     def work(n):
         counted.clear()
@@ -764,7 +772,7 @@ def test_the_report_is_whole(tmp_path):
 
 
 def test_without_matplotlib_the_report_has_no_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr("toolcall_ft.data.charts.find_spec", lambda name: None)
     written = write_report(tmp_path, bad_splits(), check_examples(bad_splits()))
     assert [path.name for path in written] == [
         "checks.md",

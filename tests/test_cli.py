@@ -14,18 +14,31 @@ from pathlib import Path
 
 import pytest
 
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.files import write_text
 from toolcall_ft.cli.doctor import misfit_lines, misfits
-from toolcall_ft.cli.pipeline import chain, find_format
+from toolcall_ft.cli.errors import explain_error
+from toolcall_ft.cli.main import main
+from toolcall_ft.cli.pipeline import chain, find_format, make_summary, result_table
 from toolcall_ft.cli.project import quiet_start
 from toolcall_ft.cli.registry import COMMANDS
 from toolcall_ft.cli.serving import write_request
-from toolcall_ft.cli.stages import read_record, stage_digest
+from toolcall_ft.cli.stages import (
+    Stage,
+    do_stage,
+    hold_run,
+    is_done,
+    read_record,
+    run_stages,
+    stage_digest,
+)
 from toolcall_ft.cli.steps import (
     data_notes,
     function_notes,
     make_data,
     make_inspection,
     make_merged,
+    need,
     trained_tools,
 )
 from toolcall_ft.cli.talk import (
@@ -35,14 +48,7 @@ from toolcall_ft.cli.talk import (
     open_functions,
     read_own,
 )
-from toolcall_ft.cli.errors import explain_error
-from toolcall_ft.cli.main import main
-from toolcall_ft.cli.pipeline import chain, make_summary, result_table
-from toolcall_ft.cli.stages import Stage, do_stage, hold_run, is_done, read_record, run_stages
-from toolcall_ft.cli.steps import need
-from toolcall_ft.base.files import write_text
 from toolcall_ft.config import read_config
-from toolcall_ft.base.errors import UserError
 
 
 def run_program(*words, folder, **settings):
@@ -380,7 +386,7 @@ def test_doctor_compares_versions_with_what_the_packages_ask_for(distribution, m
         and "slothlike needs gone-package!=1.5,>=1.1, which is missing" in lines
     )
     assert lines[-1].startswith("To get them: pip install ") and "'newish<=1.15.0'" in lines[-1]
-    monkeypatch.setattr(cli, "EXTRA_OF", {"slothlike": "train"})
+    monkeypatch.setattr("toolcall_ft.cli.doctor.EXTRA_OF", {"slothlike": "train"})
     assert (
         main(["doctor"]) == 0
         and "Versions that do not go together:\n  " in (said := capsys.readouterr().out)
@@ -633,7 +639,7 @@ def test_ctrl_c_is_130_and_the_next_run_goes_on(project, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "make_inspection", interrupted)
+        patch.setattr("toolcall_ft.cli.pipeline.make_inspection", interrupted)
         assert main(["run"]) == 130
     assert "Finished stages are kept" in capsys.readouterr().err
     config = read_config("config.yaml")
@@ -1094,7 +1100,7 @@ def test_too_many_rejected_records_stop_the_run_before_training(project, capsys,
 def test_the_loss_is_said_again_at_the_end_of_a_run(project, monkeypatch, capsys):
     spoilt(project, 20)
     monkeypatch.setattr(
-        "toolcall_ft.cli.pipeline.chain",
+        "toolcall_ft.cli.project.chain",
         lambda config: [Stage("data", make_data, ("data/train.jsonl",), notes=data_notes)],
     )
     assert main(["run"]) == 0
@@ -1166,6 +1172,7 @@ def test_a_report_on_no_requests_is_a_row_without_figures():
 
 def test_a_server_that_dies_leaves_no_figure_behind(project, monkeypatch):
     from contextlib import contextmanager
+
     from toolcall_ft.serve.client import openai_answerer
     from toolcall_ft.serve.server import free_port
 

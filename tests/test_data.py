@@ -13,29 +13,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolcall_ft.data.logs import REASONS, count_reasons
-from toolcall_ft.data.split import request_keys
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import disk_errors, read_jsonl, replace_folder, write_jsonl, write_text
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.config import CHOICES, read_config
 from toolcall_ft.data.examples import build_example, read_examples
-from toolcall_ft.data.logs import contradictions
+from toolcall_ft.data.logs import REASONS, contradictions, count_reasons
 from toolcall_ft.data.prepare import prepare_data
 from toolcall_ft.data.split import (
     group_examples,
     measure_leakage,
     open_values,
     phrasing,
+    request_keys,
     shared_links,
     split_examples,
     split_rows,
 )
 from toolcall_ft.data.store import from_dataset, to_dataset
-from toolcall_ft.export.gguf import GGUF_TYPES
 from toolcall_ft.data.turns import RecordError
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
+from toolcall_ft.export.gguf import GGUF_TYPES
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.tools.load import read_tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TOOLS, _ = clean_tools(

@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.evaluate.report import (
     TOOL_ROWS,
     report_chart,
@@ -15,8 +17,6 @@ from toolcall_ft.evaluate.report import (
 from toolcall_ft.evaluate.results import evaluate, to_requests, wilson_interval
 from toolcall_ft.evaluate.score import same_value, score_answer
 from toolcall_ft.generate.answers import CUT_OFF
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
 
 TOOLS = [
     {

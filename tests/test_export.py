@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import unicodedata
@@ -16,21 +17,26 @@ from pathlib import Path
 import pytest
 from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import temporary_folder
-from toolcall_ft.export.llamacpp import build_tools, fetch_llama_source
+from toolcall_ft.base.http import fetch_json
 from toolcall_ft.data.examples import read_examples
 from toolcall_ft.export.adapter import export_adapter
 from toolcall_ft.export.convert import check_gguf, pre_tokenizer_name, read_gguf, rename_lookalikes
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.imatrix import calibration_text, make_imatrix
-from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp, llama_cache
+from toolcall_ft.export.llamacpp import (
+    build_llama_cpp,
+    build_tools,
+    fetch_llama_source,
+    find_llama_cpp,
+    llama_cache,
+)
 from toolcall_ft.parity.strings import hard_strings
-from toolcall_ft.base.http import fetch_json
 from toolcall_ft.serve.llama import LlamaServer, server_tokens
 from toolcall_ft.template.control import split_tokenizer
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example, encode_prompt
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.clean import clean_tools
 
 TINY = Path(model_path("tiny-qwen2"))
@@ -203,7 +209,7 @@ def test_missing_compiler_and_cmake(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="apt-get install build-essential"):
         build_tools()
     monkeypatch.setenv("CXX", "/usr/bin/c++")
-    monkeypatch.setattr(export.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(UserError, match=r"toolcall-ft\[export\]"):
         build_tools()
 

@@ -17,15 +17,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from toolcall_ft.data.records import read_records
-from toolcall_ft.data.examples import iter_examples, read_examples
-from toolcall_ft.data.logs import read_tags
-from toolcall_ft.data.records import read_records, text_encoding, text_form
-from toolcall_ft.data.store import push_examples, to_dataset, write_examples
-from toolcall_ft.data.readers import FORMATS
-from toolcall_ft.data.turns import call_message
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.jsontext import dump_json
+from toolcall_ft.data.examples import iter_examples, read_examples
+from toolcall_ft.data.logs import read_tags
+from toolcall_ft.data.readers import FORMATS
+from toolcall_ft.data.records import read_records, text_encoding, text_form
+from toolcall_ft.data.store import push_examples, to_dataset, write_examples
+from toolcall_ft.data.turns import call_message
 from toolcall_ft.tools.clean import clean_tools
 
 TOOLS, _ = clean_tools(
@@ -412,6 +411,7 @@ def test_nulls_that_arrow_added_are_not_read(tmp_path):
 
 def test_nulls_of_foreign_tables_are_spoken_of_and_ours_are_kept(tmp_path):
     import datasets
+
     from toolcall_ft.data.examples import iter_examples
     from toolcall_ft.data.records import read_records
     from toolcall_ft.data.store import to_dataset, write_examples

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.data.readers import FORMATS, detect_format, read_record
 from toolcall_ft.data.tagged import RESULT_JOIN, TOOLS_HEAD, TOOLS_TAIL, take_tools
 from toolcall_ft.data.turns import (
@@ -22,7 +23,6 @@ from toolcall_ft.data.turns import (
     unescape_text,
 )
 from toolcall_ft.data.writers import WRITERS, dataset_info, to_chatml, to_openai, to_sharegpt
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.clean import clean_tools
 
 TOOL = {

@@ -1,5 +1,6 @@
 """Constrained generation with both engines, on the embedded model's tokenizer and on models with random weights."""
 
+import importlib.util
 import json
 import random
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 import torch
 import trl
 
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.generate.answers import CUT_OFF, generate_answers, transformers_answerer
 from toolcall_ft.generate.engines import (
     choose_engine,
@@ -21,8 +24,6 @@ from toolcall_ft.generate.grammar import literal, tool_grammar
 from toolcall_ft.generate.loop import chat_with_tools, run_calls
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.formats import parse_calls
@@ -301,6 +302,7 @@ def test_transformers_cfg_needs_no_network(noise, tokenizer, monkeypatch):
 
 def test_every_recorded_call_is_in_the_grammar():
     from pathlib import Path
+
     from toolcall_ft.tools.load import read_tools
 
     examples = Path(__file__).parent.parent / "examples"
@@ -436,10 +438,10 @@ def test_engine_names(monkeypatch):
     with pytest.raises(UserError, match="generate.engine"):
         choose_engine("outlines")
     monkeypatch.setattr(
-        generate.importlib.util, "find_spec", lambda name: None if name == "xgrammar" else object()
+        importlib.util, "find_spec", lambda name: None if name == "xgrammar" else object()
     )
     assert choose_engine() == "transformers-cfg"
-    monkeypatch.setattr(generate.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install"):
         choose_engine()
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from transformers_cfg.parser import parse_ebnf
 from transformers_cfg.recognizer import StringRecognizer
 
-from toolcall_ft.generate.engines import grammar_accepts
-from toolcall_ft.generate.grammar import Rules, grammar_notes, possible, tool_grammar
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.jsontext import dump_json
+from toolcall_ft.generate.engines import grammar_accepts
+from toolcall_ft.generate.grammar import Rules, grammar_notes, possible, tool_grammar
 from toolcall_ft.tools.check import check_call, panic_as_error, validator_for
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.formats import parse_calls

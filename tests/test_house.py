@@ -9,27 +9,24 @@ import sys
 import tarfile
 import zipfile
 from configparser import ConfigParser
+from graphlib import TopologicalSorter
 
 import pytest
 
-ORDER = [
+FOLDERS = [  # each imports only from those before it
+    "base",
     "tools",
-    "formats",
     "data",
-    "checks",
-    "synthesise",
     "template",
-    "portable",
-    "viewer",
+    "config",
     "train",
     "generate",
     "evaluate",
     "export",
     "serve",
-    "checkpoints",
-    "quantised",
-    "cli",
+    "parity",
     "tiny",
+    "cli",
 ]
 HEAVY = (
     "torch",
@@ -51,72 +48,99 @@ HEAVY = (
 
 
 def notebooks(repository):
-    "Every notebook of the course, as it is stored."
+    "Every notebook of the three shelves, as it is stored."
     return {
-        path.name: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((repository / "nbs").glob("*.ipynb"))
+        str(path.relative_to(repository / "nbs")): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((repository / "nbs").rglob("*.ipynb"))
+        if ".ipynb_checkpoints" not in path.parts
     }
 
 
-def imports(tree):
-    "Names of our own modules that a piece of code imports, and the heavy packages."
+def modules(repository):
+    "Every module of the package: `folder.name` -> its syntax tree."
+    package = repository / "toolcall_ft"
+    paths = [
+        path for path in package.rglob("*.py") if path.name not in ("__init__.py", "_modidx.py")
+    ]
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts): ast.parse(
+            path.read_text(encoding="utf-8")
+        )
+        for path in sorted(paths)
+    }
+
+
+def imports(tree, name):
+    "What a module imports, anywhere in it: our own as `folder.name`, others as they are."
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        if isinstance(node, ast.ImportFrom):
-            base = f"toolcall_ft.{node.module or ''}".rstrip(".") if node.level else node.module
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            yield from (alias.name.removeprefix("toolcall_ft.") for alias in node.names)
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = (node.module or "").removeprefix("toolcall_ft").lstrip(".")
+        if node.level:
+            parents = name.split(".")[: -node.level]
+            base = ".".join([*parents, node.module or ""]).strip(".")
+        yield base
+        yield from (f"{base}.{alias.name}".strip(".") for alias in node.names)
 
 
 def top_level(tree):
     "The statements that run when the module is imported."
-    return ast.Module(
-        [
-            node
-            for node in tree.body
-            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        ],
-        [],
-    )
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return ast.Module([node for node in tree.body if not isinstance(node, definitions)], [])
 
 
-def module_tree(repository, name):
-    return ast.parse((repository / "toolcall_ft" / f"{name}.py").read_text(encoding="utf-8"))
+def own_imports(repository):
+    "Our modules, and which of our modules each imports."
+    trees = modules(repository)
+    return {name: (set(imports(tree, name)) & set(trees)) - {name} for name, tree in trees.items()}
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_module_imports_only_lower_ones(repository, name):
-    "cli stands on top and imports all of them, when a command needs them; at its top it is held to the rule like the rest."
-    tree = module_tree(repository, name)
-    used = {
-        found.split(".")[1]
-        for found in imports(top_level(tree) if name == "cli" else tree)
-        if found.startswith("toolcall_ft.")
-    } & set(ORDER)
-    assert {other for other in used if ORDER.index(other) > ORDER.index(name)} <= ({name})
+def test_a_folder_imports_only_from_those_before_it(repository):
+    place = {folder: i for i, folder in enumerate(FOLDERS)}
+    folder = lambda name: place[name.split(".")[0]]
+    up = [
+        (name, other)
+        for name, others in own_imports(repository).items()
+        for other in others
+        if folder(other) > folder(name)
+    ]
+    assert up == []
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_heavy_libraries_are_imported_late(repository, name):
-    assert not {
-        found.split(".")[0] for found in imports(top_level(module_tree(repository, name)))
-    } & set(HEAVY)
+def test_no_modules_import_each_other_in_a_circle(repository):
+    TopologicalSorter(
+        own_imports(repository)
+    ).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import toolcall_ft",
-        "import toolcall_ft.cli",
-        *(f"import toolcall_ft.{name}" for name in ORDER),
-        "from toolcall_ft.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
-    ],
-)
+def test_no_module_is_longer_than_its_limit(repository):
+    for path in (repository / "toolcall_ft").rglob("*.py"):
+        if path.name == "_modidx.py":
+            continue
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        code = [line for line in lines if line and not line.startswith("#")]
+        assert len(code) <= 450, f"{path}: {len(code)} lines of code"
+
+
+def test_heavy_libraries_are_imported_late(repository):
+    for name, tree in modules(repository).items():
+        found = {each.split(".")[0] for each in imports(top_level(tree), name)}
+        assert not found & set(HEAVY), name
+
+
+EVERYTHING = "import pkgutil, toolcall_ft\nfor one in pkgutil.walk_packages(toolcall_ft.__path__, 'toolcall_ft.'): __import__(one.name)"
+HELP = "from toolcall_ft.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+
+
+@pytest.mark.parametrize("code", ["import toolcall_ft", EVERYTHING, HELP])
 def test_nothing_heavy_is_loaded_at_the_start(code):
-    asked = f"{code}\nimport sys; print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    shown = (
+        f"import sys; print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
     finished = subprocess.run(
-        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"{code}\n{shown}"], capture_output=True, text=True
     )
     assert finished.stderr.strip().splitlines()[-1] == "[]"
 
@@ -125,7 +149,7 @@ def test_the_package_shows_its_modules_and_imports_none():
     code = """import sys, toolcall_ft
 assert {"train", "cli", "tools"} <= set(dir(toolcall_ft)) and "_modidx" not in dir(toolcall_ft)
 assert not [name for name in sys.modules if name.startswith("toolcall_ft.")]
-assert toolcall_ft.tools.dump_json([1]) == "[1]" and not hasattr(toolcall_ft, "nothing")
+assert toolcall_ft.base.dump_json([1]) == "[1]" and not hasattr(toolcall_ft, "nothing")
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.completer import provisionalcompleter
 shell = InteractiveShell.instance(user_ns={"toolcall_ft": toolcall_ft})

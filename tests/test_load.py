@@ -4,7 +4,6 @@ import json
 import os
 import re
 import resource
-import shlex
 import shutil
 import signal
 import socket
@@ -16,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import write_text
+from toolcall_ft.data.synthetic import synthesise
 from toolcall_ft.evaluate.results import to_requests
 from toolcall_ft.export.convert import read_gguf
 from toolcall_ft.export.gguf import export_gguf
@@ -26,14 +27,12 @@ from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.ollama_build import find_ollama
 from toolcall_ft.serve.vllm import find_vllm
-from toolcall_ft.data.synthetic import synthesise
 from toolcall_ft.template.models import model_path
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.load import read_tools
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from serve import said, soak
+from serve import soak
 
 PROGRAM = [
     sys.executable,

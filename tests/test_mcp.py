@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.cli.talk import open_functions
 from toolcall_ft.config import read_config
 from toolcall_ft.generate.loop import chat_with_tools
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.load import read_tools

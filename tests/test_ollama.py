@@ -18,23 +18,26 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolcall_ft.serve.modelfile import QWEN_SYSTEM
-from toolcall_ft.serve.ollama_build import OLLAMA_VERSION, ollama_cache
-from toolcall_ft.serve.server import free_port
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.http import ask_json, fetch_json
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
-from toolcall_ft.template.portable import make_portable
-from toolcall_ft.base.http import ask_json, fetch_json
 from toolcall_ft.serve.client import openai_answerer, wire_messages
-from toolcall_ft.serve.modelfile import go_template, write_modelfile
+from toolcall_ft.serve.modelfile import QWEN_SYSTEM, go_template, write_modelfile
 from toolcall_ft.serve.ollama import OllamaServer, is_modelfile, ollama_prompt
-from toolcall_ft.serve.ollama_build import build_ollama, find_go, find_ollama
-from toolcall_ft.train.memorise import learn_by_heart
+from toolcall_ft.serve.ollama_build import (
+    OLLAMA_VERSION,
+    build_ollama,
+    find_ollama,
+    ollama_cache,
+)
+from toolcall_ft.serve.server import free_port
 from toolcall_ft.template.models import load_tokenizer, model_path
+from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.normalize import canonical_messages
+from toolcall_ft.train.memorise import learn_by_heart
 
 NOTICE = {
     "type": "function",
@@ -783,7 +786,7 @@ def empty(tmp_path, monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     which = shutil.which
     monkeypatch.setattr(
-        serve.shutil,
+        shutil,
         "which",
         lambda name, mode=os.F_OK | os.X_OK, path=None: None if path else which(name, mode),
     )

@@ -4,21 +4,21 @@ import os
 
 import pytest
 
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.data.examples import build_example
 from toolcall_ft.evaluate.results import to_requests
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
-from toolcall_ft.template.portable import make_portable
 from toolcall_ft.serve.client import openai_answerer
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.ollama_build import find_ollama
 from toolcall_ft.serve.vllm import VllmServer, find_vllm
-from toolcall_ft.train.memorise import learn_by_heart
 from toolcall_ft.template.models import load_tokenizer
+from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
-from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.tools.clean import clean_tools
+from toolcall_ft.train.memorise import learn_by_heart
 
 CI = bool(os.environ.get("CI"))
 LINE = {

@@ -9,17 +9,16 @@ import sys
 from importlib import import_module
 
 import pytest
-
 from golden.qwen_tokenizer import CACHE, qwen_tokenizer
-from toolcall_ft.parity.pair import finding
-from toolcall_ft.serve.ollama import modelfile_sources
+
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.http import ask_json
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.cli.main import main
 from toolcall_ft.export.convert import convert_gguf, read_gguf
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
-from toolcall_ft.template.portable import make_portable
 from toolcall_ft.generate.answers import read_answer
-from toolcall_ft.base.http import ask_json
 from toolcall_ft.parity.compare import (
     NEAR_TIE,
     answer_ids,
@@ -29,19 +28,18 @@ from toolcall_ft.parity.compare import (
 )
 from toolcall_ft.parity.corpus import hard_corpus
 from toolcall_ft.parity.measure import later_logits, measure_parity, model_hops, parity
-from toolcall_ft.parity.pair import check_pair, pair_table
+from toolcall_ft.parity.pair import check_pair, finding, pair_table
 from toolcall_ft.parity.report import breaks, claims, parity_html, parity_table
 from toolcall_ft.parity.runtimes import TrainingRow, TransformersHop
 from toolcall_ft.serve.llama import LlamaServer
-from toolcall_ft.serve.ollama import OllamaServer, ollama_tokens
+from toolcall_ft.serve.ollama import OllamaServer, modelfile_sources, ollama_tokens
 from toolcall_ft.serve.ollama_build import find_ollama
-from toolcall_ft.train.memorise import learn_by_heart
 from toolcall_ft.template.models import load_tokenizer, model_path
+from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.normalize import canonical_messages
+from toolcall_ft.train.memorise import learn_by_heart
 
 CORPUS = hard_corpus()
 ALL_TOOLS = list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values())
@@ -1030,7 +1028,7 @@ def faulty(gguf, tmp_path_factory):
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_and_a_remedy_named(name, faulty, stock, monkeypatch):
     monkeypatch.setattr(
-        "toolcall_ft.serve.ollama_build.find_ollama", lambda: {"url": None, "binary": None}
+        "toolcall_ft.parity.pair.find_ollama", lambda: {"url": None, "binary": None}
     )
     findings = check_pair(faulty(name), stock)
     errors = [each for each in findings if each["severity"] == "error"]
@@ -1086,9 +1084,9 @@ def test_without_llama_server_it_says_what_it_did_not_look_at(gguf, stock, monke
             raise UserError("llama-server is not here")
         return real(need)
 
-    monkeypatch.setattr(serve, "find_llama_cpp", without)
+    monkeypatch.setattr("toolcall_ft.parity.pair.find_llama_cpp", without)
     monkeypatch.setattr(
-        "toolcall_ft.serve.ollama_build.find_ollama", lambda: {"url": None, "binary": None}
+        "toolcall_ft.parity.pair.find_ollama", lambda: {"url": None, "binary": None}
     )
     findings = check_pair(gguf, stock)
     assert [each["severity"] for each in findings] == [
@@ -1115,7 +1113,7 @@ def test_the_command_says_no_to_warnings_and_where_nobody_was_asked(
     code, said = pair(portable[1], portable[0])
     assert code == 0 and said.out.strip().endswith("The file does what the folder does.")
     monkeypatch.setattr(
-        "toolcall_ft.serve.ollama_build.find_ollama", lambda: {"url": None, "binary": None}
+        "toolcall_ft.parity.pair.find_ollama", lambda: {"url": None, "binary": None}
     )
     assert pair(portable[1], portable[0])[0] == 0  # one server is enough
     monkeypatch.setattr(
@@ -1293,6 +1291,7 @@ def test_the_template_of_training_is_what_hops_are_compared_with(portable, tmp_p
 
 def test_thinking_as_trained_is_what_hops_are_compared_with(stock, tmp_path):
     from pathlib import Path
+
     import trl
 
     folder = tmp_path / "model"

@@ -9,13 +9,21 @@ from pathlib import Path
 
 import pytest
 import trl
+from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden.qwen_tokenizer import CACHE, qwen_tokenizer
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.http import fetch_json
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
+from toolcall_ft.serve.llama import LlamaServer, server_prompt, server_tokens
+from toolcall_ft.template.control import MARK, split_tokenizer
+from toolcall_ft.template.habits import render
+from toolcall_ft.template.learn import template_facts
 from toolcall_ft.template.macros import llama_form, llama_json, ollama_form
+from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.portable import (
     FIELDS,
     LLAMA_FORMS,
@@ -26,15 +34,7 @@ from toolcall_ft.template.portable import (
     sent_tools,
     tool_lines,
 )
-from toolcall_ft.base.http import fetch_json
-from toolcall_ft.serve.llama import LlamaServer, server_prompt, server_tokens
-from toolcall_ft.template.control import MARK, split_tokenizer
-from toolcall_ft.template.habits import render
-from toolcall_ft.template.learn import template_facts
-from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example, encode_prompt
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.normalize import canonical_messages
 

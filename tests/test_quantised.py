@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.export.gguf import GGUF_TYPES, export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
 from toolcall_ft.parity.quantization import (
@@ -23,10 +24,9 @@ from toolcall_ft.parity.quantization import (
     resample_interval,
 )
 from toolcall_ft.serve.llama import LlamaServer
-from toolcall_ft.train.memorise import learn_by_heart
 from toolcall_ft.template.models import load_tokenizer
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.clean import clean_tools
+from toolcall_ft.train.memorise import learn_by_heart
 
 TOOLS, _ = clean_tools(
     [{"name": "get_weather", "description": "Weather", "parameters": {"city": {"type": "string"}}}]

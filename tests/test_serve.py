@@ -17,10 +17,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.http import ask_json, fetch_json
 from toolcall_ft.base.process import start_group
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
-from toolcall_ft.base.http import ask_json, fetch_json
 from toolcall_ft.serve.client import ids_answerer, openai_answerer, read_reply, wire_messages
 from toolcall_ft.serve.llama import LlamaServer, server_prompt, server_tokens, sleeping_threads
 from toolcall_ft.serve.modelfile import write_modelfile
@@ -28,7 +29,6 @@ from toolcall_ft.serve.ollama_build import find_ollama
 from toolcall_ft.serve.server import Server, check_port, free_port, wait_for_end
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_prompt
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.clean import clean_tools
 
 TOOLS, _ = clean_tools(
@@ -540,7 +540,7 @@ def test_a_good_call_beside_a_bad_one(strange_server, monkeypatch):
 
 def test_another_chat_template_gets_no_modelfile(gguf, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        serve, "read_gguf", lambda *a: {"fields": {"tokenizer.chat_template": "{{ messages }}"}}
+        "toolcall_ft.serve.modelfile.read_gguf", lambda *a: {"fields": {"tokenizer.chat_template": "{{ messages }}"}}
     )
     with pytest.raises(UserError, match="not Qwen's"):
         write_modelfile(gguf, tmp_path / "Modelfile")
@@ -550,7 +550,7 @@ def test_another_chat_template_gets_no_modelfile(gguf, tmp_path, monkeypatch):
 def test_ollama_is_looked_for_where_the_environment_says(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "toolcall_ft.serve.fetch_json", lambda url, **options: asked.append(url) or {"version": "1"}
+        "toolcall_ft.serve.ollama_build.fetch_json", lambda url, **options: asked.append(url) or {"version": "1"}
     )
     for host, url in {
         "127.0.0.1:9": "http://127.0.0.1:9",

@@ -6,21 +6,21 @@ import shutil
 import pytest
 from golden.smollm2 import CACHE, smollm2
 
+from toolcall_ft.base.files import read_json
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.export.convert import CONTROL_TOKEN, check_gguf, pre_tokenizer_name, read_gguf
 from toolcall_ft.export.gguf import GGUF_TYPES, export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
-from toolcall_ft.parity.strings import hard_strings
-from toolcall_ft.template.portable import make_portable
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus
+from toolcall_ft.parity.strings import hard_strings
 from toolcall_ft.serve.client import openai_answerer
 from toolcall_ft.serve.llama import LlamaServer, server_tokens
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.ollama_build import find_ollama
 from toolcall_ft.template.models import load_tokenizer
+from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
-from toolcall_ft.base.files import read_json
-from toolcall_ft.base.jsontext import dump_json
 
 CI = bool(os.environ.get("CI"))
 pytestmark = pytest.mark.skipif(

@@ -22,6 +22,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.data.examples import read_examples
 from toolcall_ft.data.phrases import label_of, leaves, task_of
 from toolcall_ft.data.rewrite import (
@@ -34,8 +36,6 @@ from toolcall_ft.data.rewrite import (
 )
 from toolcall_ft.data.sample import SHAPES, match_pattern, word_lists
 from toolcall_ft.data.synthetic import ROWS, make_kit, row_kind, synthesise, unsaid
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.load import read_tools
 

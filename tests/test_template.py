@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 import trl
+from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from golden.qwen_tokenizer import CACHE, qwen_tokenizer
-from toolcall_ft.template.control import added_tokens
+from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.data.examples import build_example
 from toolcall_ft.template.compare import diff, token_steps
 from toolcall_ft.template.control import (
     BREAK,
     MARK,
+    added_tokens,
     control_pattern,
     hide_control_tokens,
     split_tokenizer,
@@ -31,8 +33,6 @@ from toolcall_ft.template.learn import defined_turns, encode_pieces, encode_text
 from toolcall_ft.template.look import show_tokens, token_bytes, token_roles, tokens_bytes
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example, encode_prompt, encode_rows, training_texts
-from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.tools.formats import as_typed, parse_calls
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -1103,7 +1103,7 @@ def test_many_added_tokens_are_looked_up_once_a_batch(monkeypatch):
     "Gemma has six thousand, and asking for them takes milliseconds."
     asked = []
     monkeypatch.setattr(
-        "toolcall_ft.template.control.added_tokens",
+        "toolcall_ft.template.learn.added_tokens",
         lambda tokenizer, ask=added_tokens: asked.append(1) or ask(tokenizer),
     )
     for kind in (tokenizer, borrow("qwen3")):  # regular, and turn by turn

@@ -8,19 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolcall_ft.train.lora import save_adapter
-from toolcall_ft.train.prefix import PrefixSampler
-from toolcall_ft.train.trainer import progress
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import read_jsonl
 from toolcall_ft.template.dataset import encode_dataset
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example, encode_prompt, encode_rows
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.train.backend import load_peft, start_backend
-from toolcall_ft.train.lora import encode_splits, train_lora
+from toolcall_ft.train.lora import encode_splits, save_adapter, train_lora
 from toolcall_ft.train.merge import load_adapted, merge_adapter, probe_logits
-from toolcall_ft.train.prefix import prefix_groups, shared_prefix, trained_loss
-from toolcall_ft.train.trainer import curve_points, last_checkpoint
+from toolcall_ft.train.prefix import PrefixSampler, prefix_groups, shared_prefix, trained_loss
+from toolcall_ft.train.trainer import curve_points, last_checkpoint, progress
 
 tokenizer = load_tokenizer("tiny-qwen2")
 END = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -101,6 +98,7 @@ def run(tmp_path_factory):
 def thinker(tmp_path_factory):
     "The embedded model with Qwen3's template, as a model folder."
     import shutil
+
     import trl
 
     folder = tmp_path_factory.mktemp("thinker") / "model"
@@ -133,8 +131,7 @@ def test_rows_begin_with_the_prompt_that_is_asked(thinker, thinking):
 def test_training_takes_thinking(thinker, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        train,
-        "encode_dataset",
+        "toolcall_ft.train.lora.encode_dataset",
         lambda *arguments: seen.append(arguments[4]) or encode_dataset(*arguments),
     )
     train_lora(
@@ -370,7 +367,7 @@ def test_the_merged_model_has_the_logits_of_base_and_adapter(run, tmp_path):
         not list((tmp_path / "merged").glob("*.bin"))
         and (tmp_path / "merged/model.safetensors").exists()
     )
-    base = AutoModelForCausalLM.from_pretrained(train.model_path("tiny-qwen2"), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(model_path("tiny-qwen2"), dtype=torch.float32)
     rows = [encode_example(ROWS[0], tokenizer)]
     assert (probe_logits(merged.float(), rows)[0] - probe_logits(base, rows)[0]).abs().max() > 0.01
     assert encode_example(ROWS[0], AutoTokenizer.from_pretrained(tmp_path / "merged")) == rows[0]
@@ -385,7 +382,7 @@ def test_merging_nothing_is_a_clear_error(tmp_path):
 def test_an_adapter_of_another_model_is_a_clear_error(run, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(train.model_path("tiny-qwen2"))
+    config = AutoConfig.from_pretrained(model_path("tiny-qwen2"))
     config.hidden_size, config.intermediate_size = 64, 128
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.template.control import BREAK
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.rows import encode_example
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.template.viewer import (
     VIEWS,
     describe_row,

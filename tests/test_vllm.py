@@ -14,20 +14,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.generate.answers import transformers_answerer
 from toolcall_ft.generate.model import load_model
-from toolcall_ft.template.portable import make_portable
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus
 from toolcall_ft.serve.client import openai_answerer, wire_messages
 from toolcall_ft.serve.vllm import VllmServer, check_model, find_vllm, vllm_command
-from toolcall_ft.train.memorise import learn_by_heart
 from toolcall_ft.template.models import load_tokenizer, model_path
+from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
-from toolcall_ft.base.errors import UserError
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.normalize import canonical_messages
+from toolcall_ft.train.memorise import learn_by_heart
 
 GUIDE = {
     "tools": [

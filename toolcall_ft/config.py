@@ -82,7 +82,7 @@ TYPE_WORDS = {
     dict: "a section of keys",
 }
 
-
+# %% ../nbs/lib/config.ipynb #c006
 def check_setting(
     value,  # what the file says
     default,  # what the default file says
@@ -115,7 +115,7 @@ def check_setting(
         raise ValueError(f"{value!r} is not possible, it must be {least} or more")
     return value
 
-# %% ../nbs/lib/config.ipynb #c006
+# %% ../nbs/lib/config.ipynb #c007
 def merge_config(
     default: dict,  # the default's section
     values: dict,  # the user's section
@@ -137,7 +137,7 @@ def merge_config(
                 raise UserError(f"{where(key)}: {key}: {error}.") from None
     return merged
 
-# %% ../nbs/lib/config.ipynb #c007
+# %% ../nbs/lib/config.ipynb #c008
 def resolve_paths(
     config: dict,  # merged
     folder: Path,  # of the file
@@ -158,7 +158,7 @@ def resolve_paths(
         config["model"] = absolute(config["model"])
     return config
 
-# %% ../nbs/lib/config.ipynb #c008
+# %% ../nbs/lib/config.ipynb #c009
 def read_config(
     path=None,  # your config.yaml; None: the defaults, seen from the working directory
 ) -> dict:

@@ -20,6 +20,7 @@ def misfits(
 ) -> list:  # (who wants it, a `packaging.requirements.Requirement`, the version that is here or "")
     "What installed packages ask for in their metadata and do not find: themselves, what they need, and so on."
     from importlib import metadata
+
     from packaging.requirements import Requirement
 
     versions = {
@@ -70,8 +71,8 @@ def misfit_lines(
 def find_programs() -> list:  # rows: (what, found or "", the command that brings it)
     "What is no Python package, or none of this environment: the GPU, llama.cpp, Ollama, vLLM."
     from toolcall_ft.export.llamacpp import find_llama_cpp
-    from toolcall_ft.serve.vllm import VLLM_ADVICE, find_vllm
     from toolcall_ft.serve.ollama_build import find_ollama
+    from toolcall_ft.serve.vllm import VLLM_ADVICE, find_vllm
 
     llama, ollama, gpu = (
         find_llama_cpp(need=()),

@@ -14,10 +14,15 @@ import threading
 from contextlib import contextmanager
 
 from .. import __version__
+from . import doctor, project, proof, serving, talk
 from .errors import explain_error
 from .registry import COMMANDS
 
 # %% ../../nbs/lib/cli/main.ipynb #c005
+# importing them has filled `COMMANDS`
+FAMILIES = (project, doctor, talk, serving, proof)
+
+# %% ../../nbs/lib/cli/main.ipynb #c006
 def make_parser() -> argparse.ArgumentParser:  # knows every command
     "The parser; the help of a command is the docstring of its function."
     parser = argparse.ArgumentParser(
@@ -32,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:  # knows every command
         one.set_defaults(function=function)
     return parser
 
-# %% ../../nbs/lib/cli/main.ipynb #c007
+# %% ../../nbs/lib/cli/main.ipynb #c008
 @contextmanager
 def stopped_by_kill():
     "For the time of the block, SIGTERM ends it as Ctrl-C does, so that servers are stopped and folders cleared away."
@@ -48,7 +53,7 @@ def stopped_by_kill():
     finally:
         signal.signal(signal.SIGTERM, before)
 
-# %% ../../nbs/lib/cli/main.ipynb #c008
+# %% ../../nbs/lib/cli/main.ipynb #c009
 def main(
     words: list | None = None,  # what was typed; the program's own arguments if not given
 ) -> int:  # exit code

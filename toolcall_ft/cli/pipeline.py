@@ -79,8 +79,8 @@ def make_server(
         "context": config["serve"]["context"],
     }
     if runtime == "vllm":
-        from toolcall_ft.serve.vllm import VllmServer
         from toolcall_ft.export.compressed import SCHEMES
+        from toolcall_ft.serve.vllm import VllmServer
 
         if name and name not in SCHEMES:
             raise UserError(
@@ -108,8 +108,8 @@ def open_answerer(
 ):
     "Something that turns requests into answers, for the time of the block; for a GGUF format that is a llama-server."
     if name in ANSWERERS:
-        from toolcall_ft.generate.model import load_model
         from toolcall_ft.generate.answers import transformers_answerer
+        from toolcall_ft.generate.model import load_model
         from toolcall_ft.template.models import model_path
 
         which, constrained = ANSWERERS[name]
@@ -140,8 +140,8 @@ def measure(
 ) -> dict:  # exact, tool and argument rates, and n
     "Put the test part to one answerer; the report goes to eval/<name>.json, its failed cases to eval/<name>.html (notebook 05)."
     from toolcall_ft.base.files import read_jsonl, write_text
-    from toolcall_ft.evaluate.results import evaluate
     from toolcall_ft.evaluate.report import report_html
+    from toolcall_ft.evaluate.results import evaluate
 
     examples = read_jsonl(need(config, "data/test.jsonl", "data"))
     with open_answerer(config, name) as answerer:

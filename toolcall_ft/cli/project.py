@@ -43,6 +43,7 @@ def first_config() -> str:  # of a config.yaml
 def init_command(arguments):
     "Start a project of your own: config.yaml, tools, functions and a sample log"
     from importlib import resources
+
     from toolcall_ft.base.files import write_text
 
     folder, package = Path(arguments.folder), resources.files("toolcall_ft")
@@ -98,8 +99,8 @@ def stage_command(
 )
 def data_command(arguments):
     "Logs to validated examples: train, validation, test, the rejected ones with the reason, and a report of checks"
-    from toolcall_ft.data.checks import strict_error
     from toolcall_ft.base.files import read_jsonl
+    from toolcall_ft.data.checks import strict_error
 
     config = run_now(arguments, "data")
     folder = Path(config["run"]) / "data"
@@ -121,9 +122,9 @@ def data_command(arguments):
 )
 def convert_command(arguments):
     "Turn a file of examples into another format; what cannot be used is written beside it with the reason"
+    from toolcall_ft.base.files import write_jsonl
     from toolcall_ft.data.examples import iter_examples
     from toolcall_ft.data.store import write_examples
-    from toolcall_ft.base.files import write_jsonl
     from toolcall_ft.tools.load import read_tools
 
     errors, notes, written = [], [], 0
@@ -172,11 +173,11 @@ def convert_command(arguments):
 )
 def synthesise_command(arguments):
     "Make examples from the tools of the configuration (notebook 01c); with --url a model phrases them"
-    from toolcall_ft.config import read_yaml
-    from toolcall_ft.data.store import write_examples
     from toolcall_ft.base.files import write_jsonl
-    from toolcall_ft.data.synthetic import synthesise
+    from toolcall_ft.config import read_yaml
     from toolcall_ft.data.rewrite import synthesise_with
+    from toolcall_ft.data.store import write_examples
+    from toolcall_ft.data.synthetic import synthesise
     from toolcall_ft.tools.load import read_tools
 
     config, errors = read_settings(arguments), []

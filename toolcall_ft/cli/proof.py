@@ -36,8 +36,8 @@ def run_parity(
 ) -> int:  # exit code
     "The parity table of a run, printed and written into its folder."
     from toolcall_ft.base.files import read_jsonl
-    from toolcall_ft.parity.report import breaks, claims, parity_table
     from toolcall_ft.parity.measure import measure_parity
+    from toolcall_ft.parity.report import breaks, claims, parity_table
 
     formats = config["export"]["formats"]
     names = arguments.hops.split(",") if arguments.hops else None

@@ -103,8 +103,8 @@ def serve_command(arguments):
 )
 def checkpoint_command(arguments):
     "The merged model as a smaller checkpoint for vLLM, calibrated on the training part"
-    from toolcall_ft.export.compressed import make_checkpoint
     from toolcall_ft.base.files import read_jsonl
+    from toolcall_ft.export.compressed import make_checkpoint
 
     config = read_settings(arguments)
     with hold_run(config):

@@ -86,8 +86,8 @@ def thought_notes(
 ) -> list:  # of one sentence, or none
     "Do answers hold thoughts that the model's template has no place for?"
     from toolcall_ft.base.files import read_jsonl
-    from toolcall_ft.template.models import load_tokenizer
     from toolcall_ft.template.habits import template_habits
+    from toolcall_ft.template.models import load_tokenizer
 
     folder, thinks = (
         Path(config["run"]) / "data",
@@ -117,8 +117,8 @@ def token_counter(
     config: dict,  # the configuration
 ):  # a function from an example to its number of tokens; None where the model's tokenizer is not at hand
     "How long an example is to the model; each is encoded once."
-    from toolcall_ft.template.rows import encode_rows
     from toolcall_ft.template.models import load_tokenizer
+    from toolcall_ft.template.rows import encode_rows
 
     try:
         tokenizer = load_tokenizer(config["model"])
@@ -145,10 +145,11 @@ def check_data(
 ):  # {severity: how many findings}, and "kinds": {error or warning: how many, and in which part}
     "Check the examples (notebook 01b); the report stands beside them: checks.md, checks.png, checks.jsonl."
     from collections import Counter
-    from toolcall_ft.data.findings import SEVERITIES
-    from toolcall_ft.data.checks import check_examples
-    from toolcall_ft.data.charts import count_kind, write_report
+
     from toolcall_ft.base.files import read_jsonl
+    from toolcall_ft.data.charts import count_kind, write_report
+    from toolcall_ft.data.checks import check_examples
+    from toolcall_ft.data.findings import SEVERITIES
 
     folder, count = Path(config["run"]) / "data", token_counter(config)
     limit = config["train"]["max_length"] if count else None
@@ -233,9 +234,9 @@ def make_inspection(
 ) -> dict:  # where the page is
     "What the model will see: ids, text and labels of the training examples, some of them as text and all as a page (notebooks 02 and 02b), on which what the checks found is flagged."
     from toolcall_ft.base.files import read_jsonl
-    from toolcall_ft.template.rows import encode_rows
-    from toolcall_ft.template.models import load_tokenizer
     from toolcall_ft.template.look import show_tokens
+    from toolcall_ft.template.models import load_tokenizer
+    from toolcall_ft.template.rows import encode_rows
     from toolcall_ft.template.viewer import write_page
 
     tokenizer, findings = (
@@ -293,6 +294,7 @@ def trained_tools(
 ) -> list:  # schemas, those of most rows first
     "The tools under which the training rows stand."
     from collections import Counter
+
     from toolcall_ft.base.files import read_jsonl
     from toolcall_ft.base.jsontext import dump_json
 
@@ -324,8 +326,8 @@ def client_notes(
     written: list,  # as they stand in the user's file
 ) -> list:  # at most one sentence
     "Which tools a client should not send as they stand in the user's file."
-    from toolcall_ft.template.portable import sent_tools
     from toolcall_ft.base.jsontext import dump_json
+    from toolcall_ft.template.portable import sent_tools
 
     other = [
         tool["function"]["name"]
@@ -347,8 +349,8 @@ def make_merged(
 ) -> dict:  # the largest difference in logits
     "Adapter and base become one model, compared by their logits on four test examples (notebook 03), with a template that every runtime renders alike (notebook 02d)."
     from toolcall_ft.base.files import read_jsonl, write_text
-    from toolcall_ft.template.portable import make_portable
     from toolcall_ft.template.models import model_path
+    from toolcall_ft.template.portable import make_portable
     from toolcall_ft.train.merge import merge_adapter
 
     merged, tools, written = (

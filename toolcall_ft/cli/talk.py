@@ -26,6 +26,7 @@ def known_tools(
 ):  # (schemas, a request that was held out, or None; all tools of the training rows, by name)
     "The list of tools that most training rows were seen under: the model knows no other as well. Before there are rows, all of the user's tools."
     from collections import Counter
+
     from toolcall_ft.base.files import read_jsonl
     from toolcall_ft.base.jsontext import dump_json
     from toolcall_ft.tools.load import read_tools
@@ -97,8 +98,8 @@ def open_functions(
     config: dict,  # the configuration
 ):
     "What answers the calls, for the time of the block: functions of a .py file, or those of MCP servers; nothing if `data.functions` is null."
-    from toolcall_ft.tools.mcp import mcp_functions
     from toolcall_ft.tools.load import read_functions
+    from toolcall_ft.tools.mcp import mcp_functions
 
     source = config["data"]["functions"]
     if not source or source.endswith(".py"):

@@ -69,7 +69,7 @@ COLOURS = {"error": "#b3261e", "warning": "#e08a00", "note": "#6b7f99"}
 
 SPLIT_COLOURS = ("#1f4e79", "#3aa17e", "#d1495b", "#8d6cab")
 
-
+# %% ../../nbs/lib/data/charts.ipynb #c009
 def draw_balance(
     axes,
     rows: dict,  # {split: {index: example}}
@@ -114,7 +114,7 @@ def draw_balance(
     if rows:
         axes.legend(frameon=False, fontsize=8)
 
-# %% ../../nbs/lib/data/charts.ipynb #c009
+# %% ../../nbs/lib/data/charts.ipynb #c010
 def draw_findings(axes, findings: list) -> None:
     "A bar per kind of finding, coloured by severity, on a scale where one and ten thousand can both be seen."
     times = Counter(f["kind"] for f in findings)
@@ -135,7 +135,7 @@ def draw_findings(axes, findings: list) -> None:
     if times:
         axes.legend(frameon=False, fontsize=8)
 
-# %% ../../nbs/lib/data/charts.ipynb #c010
+# %% ../../nbs/lib/data/charts.ipynb #c011
 def draw_lengths(axes, rows: dict, count_tokens, max_length) -> None:
     "How long the rows of each split are, by at most 1,000 rows of each; a line where they no longer fit."
     sampled = {
@@ -168,7 +168,7 @@ def draw_lengths(axes, rows: dict, count_tokens, max_length) -> None:
     if rows:
         axes.legend(frameon=False, fontsize=8)
 
-# %% ../../nbs/lib/data/charts.ipynb #c011
+# %% ../../nbs/lib/data/charts.ipynb #c012
 def check_chart(
     splits: dict,  # as given to check_examples
     findings: list,  # what it returned
@@ -197,7 +197,7 @@ def check_chart(
         panel.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../../nbs/lib/data/charts.ipynb #c012
+# %% ../../nbs/lib/data/charts.ipynb #c013
 def write_figure(
     path,  # of a PNG file, replaced in one step
     figure,  # from matplotlib
@@ -212,7 +212,7 @@ def write_figure(
         finally:
             temporary.unlink(missing_ok=True)
 
-# %% ../../nbs/lib/data/charts.ipynb #c013
+# %% ../../nbs/lib/data/charts.ipynb #c014
 def write_report(
     folder,  # where it goes
     splits: dict,

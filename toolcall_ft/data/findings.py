@@ -110,12 +110,12 @@ FEW_PLAIN = 0.02  # share of training rows that should answer without a call, at
 
 DOMINANT = 0.5  # share of the calling rows above which one tool is dominant
 
-
+# %% ../../nbs/lib/data/findings.ipynb #c006
 def place(split: str, row, source: str = None) -> str:
     "Where a finding is, for people: rows count from 1, as the lines of `train.jsonl` do."
     return split if row is None else f"{split}, row {row}" + (f" ({source})" if source else "")
 
-# %% ../../nbs/lib/data/findings.ipynb #c006
+# %% ../../nbs/lib/data/findings.ipynb #c007
 def finding(
     kind: str,  # a key of KINDS
     split: str,  # of the row
@@ -139,7 +139,7 @@ def finding(
         "text": text.encode("utf-8", "replace").decode(),
     }
 
-# %% ../../nbs/lib/data/findings.ipynb #c008
+# %% ../../nbs/lib/data/findings.ipynb #c009
 def call_problem(
     made,  # an entry of a message's tool_calls
 ) -> str | None:
@@ -150,7 +150,7 @@ def call_problem(
     if not isinstance(function.get("arguments"), dict):
         return f"the arguments of {function['name']!r} are not an object"
 
-# %% ../../nbs/lib/data/findings.ipynb #c009
+# %% ../../nbs/lib/data/findings.ipynb #c010
 def message_problem(message) -> str | None:  # what is wrong with the shape of a message, or None
     "Does a message have a role, a text and calls as this library writes them?"
     if not isinstance(message, dict):
@@ -168,7 +168,7 @@ def message_problem(message) -> str | None:  # what is wrong with the shape of a
         return "tool_calls must be a list, in the assistant's message"
     return next(filter(None, map(call_problem, message["tool_calls"])), None)
 
-# %% ../../nbs/lib/data/findings.ipynb #c010
+# %% ../../nbs/lib/data/findings.ipynb #c011
 @lru_cache(maxsize=8192)
 def tool_problem(
     text: str,  # a tool as JSON text, so that a tool of many rows is checked once
@@ -186,7 +186,7 @@ def tool_problem(
         return None
     return f"{cleaned['function']['name']!r} is no clean schema; `tools.clean_tools` makes one"
 
-# %% ../../nbs/lib/data/findings.ipynb #c011
+# %% ../../nbs/lib/data/findings.ipynb #c012
 def example_problem(example) -> str | None:  # a sentence, or None if all is well
     "Why something is not an example `{messages, tools}` whose messages can be checked one by one."
     messages, tools = (
@@ -213,7 +213,7 @@ def example_problem(example) -> str | None:  # a sentence, or None if all is wel
         else None
     )
 
-# %% ../../nbs/lib/data/findings.ipynb #c012
+# %% ../../nbs/lib/data/findings.ipynb #c013
 FOLLOWERS = {
     "start": ("system", "user"),
     "system": ("user",),
@@ -240,7 +240,7 @@ def order_problems(example: dict):
     if role != "assistant":
         yield "no answer", f"ends in a turn of the {role}"
 
-# %% ../../nbs/lib/data/findings.ipynb #c013
+# %% ../../nbs/lib/data/findings.ipynb #c014
 def result_problems(example: dict):
     "Yields (kind, text): results that no call asked for, and calls whose results are missing when the conversation goes on."
     waiting = []
@@ -260,12 +260,12 @@ def result_problems(example: dict):
                 f"turn {number}: a result of {message['name']}, which no call before it asked for",
             )
 
-# %% ../../nbs/lib/data/findings.ipynb #c014
+# %% ../../nbs/lib/data/findings.ipynb #c015
 def letters(text: str) -> str:
     "A text by its letters and digits alone: no case, no full or half width (Unicode's NFKC), no spaces, no punctuation."
     return "".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
-# %% ../../nbs/lib/data/findings.ipynb #c015
+# %% ../../nbs/lib/data/findings.ipynb #c016
 NUMBER_WORDS = (
     {
         word: number
@@ -316,7 +316,7 @@ SCALES = (
     3600,
 )  # percent, thousands, units of length and of time
 
-
+# %% ../../nbs/lib/data/findings.ipynb #c017
 def hanzi_number(text: str) -> float:
     "The number that Chinese numerals mean: 三百五十 is 350."
     total = part = digit = 0
@@ -329,7 +329,7 @@ def hanzi_number(text: str) -> float:
             total, part, digit = total + (part + digit or 1) * value, 0, 0
     return total + part + digit
 
-# %% ../../nbs/lib/data/findings.ipynb #c016
+# %% ../../nbs/lib/data/findings.ipynb #c018
 def said_numbers(text: str) -> set:
     "The numbers in a text: digits, with commas between thousands or without, and words."
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -343,7 +343,7 @@ def said_numbers(text: str) -> set:
         | {hanzi_number(found) for found in re.findall(f"[{''.join(HANZI)}]+", text)}
     )
 
-# %% ../../nbs/lib/data/findings.ipynb #c017
+# %% ../../nbs/lib/data/findings.ipynb #c019
 def open_numbers(value, schema: dict) -> list:
     "The numbers in an argument that neither its schema nor habit explains: no choice, no default, not 0 or 1."
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -374,7 +374,7 @@ def open_numbers(value, schema: dict) -> list:
         else []
     )
 
-# %% ../../nbs/lib/data/findings.ipynb #c018
+# %% ../../nbs/lib/data/findings.ipynb #c020
 def any_between(
     numbers: list,  # sorted
     low: float,
@@ -384,7 +384,7 @@ def any_between(
     place = bisect_left(numbers, low)
     return place < len(numbers) and numbers[place] <= high
 
-# %% ../../nbs/lib/data/findings.ipynb #c019
+# %% ../../nbs/lib/data/findings.ipynb #c021
 def is_said(
     number,
     said: list,  # numbers, sorted
@@ -397,7 +397,7 @@ def is_said(
         for scale in SCALES
     ) or any_between(said, low - 12, min(high - 12, 12))
 
-# %% ../../nbs/lib/data/findings.ipynb #c020
+# %% ../../nbs/lib/data/findings.ipynb #c022
 def form_problems(example: dict):
     "Yields at most one (kind, text): the first turn that `canonical_messages` would write otherwise."
     said = lambda message: dump_json(
@@ -415,7 +415,7 @@ def form_problems(example: dict):
             yield "other form", f"a turn of the {message['role']}: {said(message)[:80]}"
             return
 
-# %% ../../nbs/lib/data/findings.ipynb #c021
+# %% ../../nbs/lib/data/findings.ipynb #c023
 def call_problems(example: dict):
     "Yields (kind, text): calls of tools that are not offered, or with arguments that do not fit."
     for message in example["messages"]:
@@ -426,7 +426,7 @@ def call_problems(example: dict):
                     problem,
                 )
 
-# %% ../../nbs/lib/data/findings.ipynb #c022
+# %% ../../nbs/lib/data/findings.ipynb #c024
 def invented_values(example: dict):
     "Yields at most one (kind, text): the open values and numbers of calls that do not stand in the conversation before them."
     said, numbers, known, asked, invented = "", [], set(), "", []
@@ -460,7 +460,7 @@ def invented_values(example: dict):
             f"{', '.join(map(repr, dict.fromkeys(invented)))} for {asked[:80]!r}",
         )
 
-# %% ../../nbs/lib/data/findings.ipynb #c023
+# %% ../../nbs/lib/data/findings.ipynb #c025
 CALL_MARKS = re.compile(r"</?(?:tool_call|function_call|functioncall)>|\[TOOL_CALLS\]")
 
 LOOK_ALIKES = re.compile(

@@ -234,7 +234,7 @@ READERS = {
     "bfcl": bfcl_turns,
 }
 
-
+# %% ../../nbs/lib/data/readers.ipynb #c013
 def has_other_roles(messages) -> bool:  # of any kind
     "Are these messages ShareGPT's, under OpenAI's key?"
     messages = (
@@ -248,7 +248,7 @@ def has_other_roles(messages) -> bool:  # of any kind
         for message in messages
     )
 
-# %% ../../nbs/lib/data/readers.ipynb #c013
+# %% ../../nbs/lib/data/readers.ipynb #c014
 def detect_format(
     record,  # any JSON value
 ) -> str:  # one of FORMATS
@@ -285,7 +285,7 @@ def detect_format(
         ],
     )
 
-# %% ../../nbs/lib/data/readers.ipynb #c014
+# %% ../../nbs/lib/data/readers.ipynb #c015
 def record_changes(record: dict, format: str, tags: dict) -> list:  # of (what was done, key)
     "The keys of a record that its reader does not look at."
     read = {
@@ -300,7 +300,7 @@ def record_changes(record: dict, format: str, tags: dict) -> list:  # of (what w
         if key not in read and value not in (None, "", [], {})
     ]
 
-# %% ../../nbs/lib/data/readers.ipynb #c015
+# %% ../../nbs/lib/data/readers.ipynb #c016
 def read_record(
     record,  # any JSON value
     format: str = "auto",  # or one of FORMATS

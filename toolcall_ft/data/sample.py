@@ -102,7 +102,7 @@ SHAPE_HINTS = {
 
 SPACE, DIGITS, LETTERS = " ", "0123456789", "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-
+# %% ../../nbs/lib/data/sample.ipynb #c008
 def class_characters(
     items: list,  # what stands in [...], parsed
 ) -> str:  # the characters to choose from
@@ -128,7 +128,7 @@ def class_characters(
         raise ValueError("a class without plain characters")
     return found
 
-# %% ../../nbs/lib/data/sample.ipynb #c008
+# %% ../../nbs/lib/data/sample.ipynb #c009
 def search_pattern(pattern: str, text: str) -> bool:
     "Does a text match a regular expression? One that takes longer than a second does not."
     try:
@@ -136,7 +136,7 @@ def search_pattern(pattern: str, text: str) -> bool:
     except (ValueError, TimeoutError):
         return False
 
-# %% ../../nbs/lib/data/sample.ipynb #c009
+# %% ../../nbs/lib/data/sample.ipynb #c010
 LONGEST = (
     10_000  # characters of a text, items of a list; a longer value is nothing that a person says
 )
@@ -172,7 +172,7 @@ def draw_match(
             )
     return text
 
-# %% ../../nbs/lib/data/sample.ipynb #c010
+# %% ../../nbs/lib/data/sample.ipynb #c011
 def match_pattern(
     pattern: str,  # as in a schema
     rng: random.Random,  # source of chance
@@ -188,7 +188,7 @@ def match_pattern(
         raise ValueError(f"the pattern {pattern[:60]!r}: no match found")
     return text
 
-# %% ../../nbs/lib/data/sample.ipynb #c011
+# %% ../../nbs/lib/data/sample.ipynb #c012
 def number_range(
     schema: dict,  # of a number
     step: Fraction,  # between two values
@@ -209,7 +209,7 @@ def number_range(
         top -= 1
     return bottom, top
 
-# %% ../../nbs/lib/data/sample.ipynb #c012
+# %% ../../nbs/lib/data/sample.ipynb #c013
 def sample_number(
     schema: dict,  # of a number or an integer
     rng: random.Random,  # source of chance
@@ -225,7 +225,7 @@ def sample_number(
     value = step * rng.randint(bottom, top)
     return int(value) if value == int(value) else float(value)
 
-# %% ../../nbs/lib/data/sample.ipynb #c013
+# %% ../../nbs/lib/data/sample.ipynb #c014
 def follow(
     reference: str,  # like #/$defs/Room
     root: dict,  # the tool's parameters
@@ -240,7 +240,7 @@ def follow(
             target = target.get(key) if isinstance(target, dict) else None
     return target if isinstance(target, dict) else {}
 
-# %% ../../nbs/lib/data/sample.ipynb #c014
+# %% ../../nbs/lib/data/sample.ipynb #c015
 def resolve(
     schema,  # any schema inside the tool's parameters
     root: dict,  # the tool's parameters
@@ -263,7 +263,7 @@ def resolve(
             merged["required"] = required
     return merged
 
-# %% ../../nbs/lib/data/sample.ipynb #c017
+# %% ../../nbs/lib/data/sample.ipynb #c018
 @dataclass
 class Kit:
     "What a draw needs: the source of chance, the tools by name, and the user's pools, phrasings and languages."
@@ -274,7 +274,7 @@ class Kit:
     phrasings: dict
     languages: tuple
 
-# %% ../../nbs/lib/data/sample.ipynb #c018
+# %% ../../nbs/lib/data/sample.ipynb #c019
 def find_pool(
     kit: Kit,
     where: tuple,  # (tool, argument, ...)
@@ -284,7 +284,7 @@ def find_pool(
     names = (f"{tool}.{'.'.join(path)}", ".".join(path), path[-1]) if path else ()
     return next((kit.pools[name] for name in names if name in kit.pools), None)
 
-# %% ../../nbs/lib/data/sample.ipynb #c019
+# %% ../../nbs/lib/data/sample.ipynb #c020
 def one_type(schema: dict, rng: random.Random) -> str:
     "The JSON type to draw: the schema's, or what its keywords speak of; `null` only now and then if there is another."
     spoken_of = {"properties": "object", "items": "array", "minimum": "number", "maximum": "number"}
@@ -294,7 +294,7 @@ def one_type(schema: dict, rng: random.Random) -> str:
     kinds = [kinds] if isinstance(kinds, str) else kinds
     return rng.choice([kind for kind in kinds if kind != "null" or rng.random() < 0.1] or kinds)
 
-# %% ../../nbs/lib/data/sample.ipynb #c020
+# %% ../../nbs/lib/data/sample.ipynb #c021
 def sample_text(kit: Kit, schema: dict, where: tuple, language: str) -> str:
     "A text: by pattern, by format, or words of the kind that its name asks for, in the permitted length. Raises `ValueError`."
     if schema.get("minLength", 0) > LONGEST:
@@ -320,7 +320,7 @@ def sample_text(kit: Kit, schema: dict, where: tuple, language: str) -> str:
         text += word_lists()["glue"][language]["space"] + draw_words(columns, kit.rng)
     return text[: schema.get("maxLength", len(text))].strip()
 
-# %% ../../nbs/lib/data/sample.ipynb #c021
+# %% ../../nbs/lib/data/sample.ipynb #c022
 def sample_leaf(kit: Kit, schema: dict, where: tuple, language: str):
     "A text or a number. Raises `ValueError` that names the argument."
     try:
@@ -332,7 +332,7 @@ def sample_leaf(kit: Kit, schema: dict, where: tuple, language: str):
     except ValueError as error:
         raise ValueError(f"{'.'.join(where)}: {error}") from None
 
-# %% ../../nbs/lib/data/sample.ipynb #c022
+# %% ../../nbs/lib/data/sample.ipynb #c023
 def sample_array(kit: Kit, schema: dict, where: tuple, language: str) -> list:
     "One to three values, or as many as the schema wants; different ones where there are enough. Deep in a list of the same name there are none: so a tree comes to an end."
     if len(where) > 4 and where[-1] in where[1:-1] and not schema.get("minItems"):
@@ -360,7 +360,7 @@ def sample_array(kit: Kit, schema: dict, where: tuple, language: str) -> list:
         values.append(deepcopy(kit.rng.choice(values)))
     return values
 
-# %% ../../nbs/lib/data/sample.ipynb #c023
+# %% ../../nbs/lib/data/sample.ipynb #c024
 def sample_object(kit: Kit, schema: dict, where: tuple, language: str) -> dict:
     "Its required properties, and each other one or not. An object without properties gets a key of its own."
     properties, required = schema.get("properties", {}), schema.get("required", [])
@@ -373,7 +373,7 @@ def sample_object(kit: Kit, schema: dict, where: tuple, language: str) -> dict:
     key = kit.rng.choice(["colour", "title", "city", "code"])
     return {key: sample_value(kit, schema.get("additionalProperties", {}), (*where, key), language)}
 
-# %% ../../nbs/lib/data/sample.ipynb #c024
+# %% ../../nbs/lib/data/sample.ipynb #c025
 def sample_value(
     kit: Kit,  # what a draw needs
     schema,  # of the argument

@@ -48,7 +48,7 @@ SHARES = {
     "error": 0.08,
 }
 
-
+# %% ../../nbs/lib/data/synthetic.ipynb #c004
 def argument_schemas(function: dict) -> dict:  # {"argument.inner": schema}
     "The schemas of all arguments of a tool, the inner ones under dotted names."
     found, todo = {}, [((), function["parameters"])]
@@ -74,7 +74,7 @@ def argument_schemas(function: dict) -> dict:  # {"argument.inner": schema}
             ]
     return found
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c004
+# %% ../../nbs/lib/data/synthetic.ipynb #c005
 def value_problem(
     value,  # for an argument
     schema: dict,  # of the argument
@@ -91,7 +91,7 @@ def value_problem(
     problems = check_call({"name": "pool", "arguments": {"value": value}}, [{"function": tool}])
     return "; ".join(problem.partition(": ")[2] for problem in problems)[:200]
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c005
+# %% ../../nbs/lib/data/synthetic.ipynb #c006
 def check_pools(kit: Kit) -> None:
     "Raise `UserError` for a pool of no argument, an empty one, or one with a value that does not fit."
     places = {}
@@ -120,7 +120,7 @@ def check_pools(kit: Kit) -> None:
                         f"pools, {key!r}: {dump_json(value)[:60]} does not fit {place}: {problem}."
                     )
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c006
+# %% ../../nbs/lib/data/synthetic.ipynb #c007
 def check_phrasings(kit: Kit) -> None:
     "Raise `UserError` for phrasings of no tool, an empty list, or a field that is no argument."
     for name, texts in kit.phrasings.items():
@@ -141,7 +141,7 @@ def check_phrasings(kit: Kit) -> None:
                     f"phrasings, {name!r}: {{{field}}} is no argument.{nearest(field, arguments)}"
                 )
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c007
+# %% ../../nbs/lib/data/synthetic.ipynb #c008
 def make_kit(
     tools, seed: int = 0, pools: dict = None, phrasings: dict = None, languages=("en", "zh")
 ) -> Kit:
@@ -166,7 +166,7 @@ def make_kit(
     check_phrasings(kit)
     return kit
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c008
+# %% ../../nbs/lib/data/synthetic.ipynb #c009
 def impossible_kinds(kit: Kit) -> dict:  # kind -> why not
     "The kinds of rows that these tools cannot give."
     impossible = {}
@@ -184,7 +184,7 @@ def impossible_kinds(kit: Kit) -> dict:  # kind -> why not
         impossible["refusal"] = "every tool takes whatever comes"
     return impossible
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c009
+# %% ../../nbs/lib/data/synthetic.ipynb #c010
 def deal_kinds(kit: Kit, count: int, shares: dict = None) -> list:  # a kind for each row
     "The kinds of all rows in exact shares, shuffled. Raises `UserError` for shares that make no sense."
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -211,7 +211,7 @@ def deal_kinds(kit: Kit, count: int, shares: dict = None) -> list:  # a kind for
         kinds += [kind] * (round(count * ends / total) - len(kinds))
     return kit.rng.sample(kinds, len(kinds))
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c010
+# %% ../../nbs/lib/data/synthetic.ipynb #c011
 def offer(kit: Kit, messages: list, names: list) -> list:  # of tool names
     "The tools to offer with a row: those it calls and some others, eight at most, in any order."
     called = list(
@@ -228,7 +228,7 @@ def offer(kit: Kit, messages: list, names: list) -> list:  # of tool names
     )
     return kit.rng.sample(called + more, len(called + more))
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c011
+# %% ../../nbs/lib/data/synthetic.ipynb #c012
 def draw_row(kit: Kit, kind: str, seen: set) -> dict:  # an example
     "A row whose user turns no other row has. Raises `UserError` after 200 draws in a row that had."
     for _ in range(200):
@@ -249,7 +249,7 @@ def draw_row(kit: Kit, kind: str, seen: set) -> dict:  # an example
         "Ask for fewer rows, set the kind's share to 0, or give more values in `pools` and more sentences in `phrasings`."
     )
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c012
+# %% ../../nbs/lib/data/synthetic.ipynb #c013
 def synthesise(
     tools,  # OpenAI schemas, or anything `clean_tools` takes
     count: int,  # of rows
@@ -264,7 +264,7 @@ def synthesise(
     seen = set()
     return [draw_row(kit, kind, seen) for kind in deal_kinds(kit, count, shares)]
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c013
+# %% ../../nbs/lib/data/synthetic.ipynb #c014
 def row_kind(example: dict) -> str:  # a key of ROWS
     "The kind of a row, from its messages."
     messages = example["messages"]
@@ -280,7 +280,7 @@ def row_kind(example: dict) -> str:  # a key of ROWS
         return "missing"
     return "parallel" if len(called[0]["tool_calls"]) > 1 else "call"
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c014
+# %% ../../nbs/lib/data/synthetic.ipynb #c015
 def show_turns(example: dict) -> str:  # Markdown for a cell of a table
     "A conversation on a few lines."
     marks, lines = {"user": "👤", "assistant": "🤖", "tool": "🔧", "system": "⚙"}, []
@@ -295,7 +295,7 @@ def show_turns(example: dict) -> str:  # Markdown for a cell of a table
             lines.append(f"{mark} `{call['name']}({dump_json(call['arguments'])})`")
     return "<br>".join(lines)
 
-# %% ../../nbs/lib/data/synthetic.ipynb #c015
+# %% ../../nbs/lib/data/synthetic.ipynb #c016
 def unsaid(
     example: dict,  # a row, of ours or of anybody
     pools: dict = None,  # with the ways to say a value, as in `synthesise`

@@ -202,7 +202,7 @@ SHAREGPT_ROLES = {
     "tool_call": "call",
 }
 
-
+# %% ../../nbs/lib/data/tagged.ipynb #c010
 def sharegpt_names(
     tags: dict,  # the entry of a data set in dataset_info.json
 ) -> tuple:  # (names of columns and tags, {role as written: ours})
@@ -229,7 +229,7 @@ def sharegpt_names(
         **{names[key]: role for key, role in roles.items() if key in given},
     }
 
-# %% ../../nbs/lib/data/tagged.ipynb #c010
+# %% ../../nbs/lib/data/tagged.ipynb #c011
 def function_turn(
     text: str,  # of a turn function_call
     field: str,  # where it stands
@@ -247,7 +247,7 @@ def function_turn(
         (None, read_call(call, field)) for call in (value if isinstance(value, list) else [value])
     ]
 
-# %% ../../nbs/lib/data/tagged.ipynb #c011
+# %% ../../nbs/lib/data/tagged.ipynb #c012
 def text_turn(
     role: str,  # system, user, assistant or call
     text: str,  # of the turn
@@ -262,7 +262,7 @@ def text_turn(
     content, calls = split_calls(text, field) if role == "assistant" else function_turn(text, field)
     return [(field, {"role": "assistant", "content": content, "calls": calls})], None
 
-# %% ../../nbs/lib/data/tagged.ipynb #c012
+# %% ../../nbs/lib/data/tagged.ipynb #c013
 def observation_turns(
     text: str,  # of a turn of a tool
     calls: int,  # how many calls wait for a result in this very turn
@@ -280,7 +280,7 @@ def observation_turns(
         parts = [part if isinstance(part, str) else dump_json(part) for part in value]
     return [{"role": "tool", "content": part} for part in parts]
 
-# %% ../../nbs/lib/data/tagged.ipynb #c013
+# %% ../../nbs/lib/data/tagged.ipynb #c014
 def sharegpt_messages(
     record: dict,  # a ShareGPT record
     tags: dict,  # the entry of the file in dataset_info.json, or None
@@ -320,7 +320,7 @@ def sharegpt_messages(
     check_system(system, messages[0][2], names["system"])
     return messages
 
-# %% ../../nbs/lib/data/tagged.ipynb #c014
+# %% ../../nbs/lib/data/tagged.ipynb #c015
 def sharegpt_turns(
     record: dict,  # a ShareGPT record
     tags: dict = None,  # the entry of the file in LLaMA-Factory's dataset_info.json
@@ -358,7 +358,7 @@ def sharegpt_turns(
         turns += found
     return turns, tools
 
-# %% ../../nbs/lib/data/tagged.ipynb #c015
+# %% ../../nbs/lib/data/tagged.ipynb #c016
 CHATML_KEYS, CHATML_ANSWERS = ("text", "input", "prompt"), ("completion", "output", "response")
 
 
@@ -383,7 +383,7 @@ def chatml_text(record: dict) -> tuple:  # (text, its key); (None, None) if ther
         answer += "<|im_end|>"
     return record[key] + answer, key
 
-# %% ../../nbs/lib/data/tagged.ipynb #c016
+# %% ../../nbs/lib/data/tagged.ipynb #c017
 TURN_OPENS = re.compile(r"(?:\s|\\n)*<\|im_start\|>(\w+)(?:\n|\\n)?")
 
 TEXT_ENDS = re.compile(r"(?:\s|\\n|<\|endoftext\|>)*")
@@ -408,7 +408,7 @@ def chatml_pieces(
         position = end + len("<|im_end|>")
     return pieces
 
-# %% ../../nbs/lib/data/tagged.ipynb #c017
+# %% ../../nbs/lib/data/tagged.ipynb #c018
 def chatml_turns(record: dict) -> tuple:  # (turns, tools)
     "The turns and tools of a ChatML record. Raises `RecordError`."
     text, key = chatml_text(record)

@@ -59,6 +59,7 @@ def scheme_recipe(
 def quiet_compressor():
     "LLM Compressor without its messages where no one watches, and without a GPU where there is none."
     from unittest.mock import patch
+
     import torch
 
     watched, silence = sys.stderr.isatty(), io.StringIO()

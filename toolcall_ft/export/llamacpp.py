@@ -151,7 +151,7 @@ CMAKE_FLAGS = [
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 ]
 
-
+# %% ../../nbs/lib/export/llamacpp.ipynb #c010
 def compile_llama_cpp(
     source: Path,  # the llama.cpp tree
     target: Path,  # a new folder for what is kept
@@ -179,7 +179,7 @@ def compile_llama_cpp(
     for name in programs:
         shutil.copy2(build / "bin" / name, target / "bin" / name)
 
-# %% ../../nbs/lib/export/llamacpp.ipynb #c011
+# %% ../../nbs/lib/export/llamacpp.ipynb #c012
 def build_llama_cpp() -> dict:  # as `find_llama_cpp`
     "Bring llama.cpp into the cache folder, unless all of it is there already. Raises `UserError` for no network, no compiler, no space."
     target = llama_cache()

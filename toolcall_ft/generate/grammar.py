@@ -10,7 +10,7 @@ import math
 
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
-from .plain import KIND_OF, Plain, REPEATS, flatten, plain, widest
+from .plain import KIND_OF, REPEATS, Plain, flatten, plain, widest
 from ..tools.check import closed, fits
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c005

@@ -303,7 +303,7 @@ HARD_CALLS = {  # of these tools, in an earlier turn
     ],
 }
 
-
+# %% ../../nbs/lib/parity/corpus.ipynb #c004
 def conversation(
     turns: list,  # of (role, what was said), as in `HARD_TURNS`
     name: str,  # of the tool that is called in it
@@ -326,7 +326,7 @@ def conversation(
             )
     return canonical_messages(messages, tools)
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c007
+# %% ../../nbs/lib/parity/corpus.ipynb #c008
 def hard_corpus(
     tools: list = None,  # offered in all of them, in place of the corpus' own
 ) -> list:  # of {"name", "kind", "messages", "tools"}
@@ -366,7 +366,7 @@ def hard_corpus(
     cases.append({**cases[0], "name": "no tools", "tools": []})
     return cases if tools else cases + hard_tool_cases()
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c008
+# %% ../../nbs/lib/parity/corpus.ipynb #c009
 def hard_tool_cases() -> list:  # as in `hard_corpus`
     "A request for each tool of the table, and one with all of them."
     named = [

@@ -54,7 +54,7 @@ def render_with(
 # %% ../../nbs/lib/parity/pair.ipynb #c006
 NEW_TEMPLATE = "Export it again from the folder: toolcall-ft export. Or write the folder's template into the file, with gguf_new_metadata.py --chat-template-file of llama.cpp."
 
-
+# %% ../../nbs/lib/parity/pair.ipynb #c007
 def template_findings(
     template: str,  # of the GGUF
     facts: dict,  # stop, bos: texts of tokens, bos only if the tokenizer adds one; tokens: all that the GGUF knows
@@ -104,7 +104,7 @@ def template_findings(
         if holds
     ]
 
-# %% ../../nbs/lib/parity/pair.ipynb #c007
+# %% ../../nbs/lib/parity/pair.ipynb #c008
 def compare_templates(
     template: str,  # of the GGUF
     tokenizer,  # of the folder, with its template
@@ -165,7 +165,7 @@ def compare_templates(
         )
     return found
 
-# %% ../../nbs/lib/parity/pair.ipynb #c009
+# %% ../../nbs/lib/parity/pair.ipynb #c010
 FILE_MENDS = {
     "the stop token": "Set tokenizer.ggml.eos_token_id to the id of the folder's stop token (gguf_new_metadata.py --special-token-by-id eos ID).",
     "the kind of the stop token": "It is read as ordinary text, so generation never stops. Convert the folder again with a newer llama.cpp.",
@@ -175,7 +175,7 @@ FILE_MENDS = {
     "the pre-tokenizer": "Texts are cut into other tokens. Set tokenizer.ggml.pre (gguf_new_metadata.py --pre-tokenizer), or convert again.",
 }
 
-
+# %% ../../nbs/lib/parity/pair.ipynb #c011
 def file_findings(
     gguf,
     folder,  # the pair
@@ -233,7 +233,7 @@ def file_findings(
         )
     return found
 
-# %% ../../nbs/lib/parity/pair.ipynb #c011
+# %% ../../nbs/lib/parity/pair.ipynb #c013
 SPELLINGS = [
     "It's 12345 tokens, I'LL say: don't!",
     "北京天气，你好！",
@@ -250,7 +250,7 @@ SERVER_MENDS = {
     "tools": "Make the template portable for your tools (notebook 02d), and send clean tools: this server writes them anew, with other keys or numbers.",
 }
 
-
+# %% ../../nbs/lib/parity/pair.ipynb #c014
 def spelling_findings(server: LlamaServer, tokenizer) -> list:  # findings
     "Does a server cut texts into the folder's tokens?"
     other = lambda text: (
@@ -287,7 +287,7 @@ def spelling_findings(server: LlamaServer, tokenizer) -> list:  # findings
         else []
     )
 
-# %% ../../nbs/lib/parity/pair.ipynb #c012
+# %% ../../nbs/lib/parity/pair.ipynb #c015
 def kind_findings(
     name: str,  # of the server
     differences: list,  # from `prompt_differences`
@@ -318,7 +318,7 @@ def kind_findings(
         )
     return found
 
-# %% ../../nbs/lib/parity/pair.ipynb #c013
+# %% ../../nbs/lib/parity/pair.ipynb #c016
 def server_findings(gguf, tokenizer, cases: list) -> list:  # findings
     "What a llama-server makes of a GGUF. One that does not start is an error."
     try:
@@ -366,7 +366,7 @@ def server_findings(gguf, tokenizer, cases: list) -> list:  # findings
         for each in rebuilt
     ]
 
-# %% ../../nbs/lib/parity/pair.ipynb #c015
+# %% ../../nbs/lib/parity/pair.ipynb #c018
 def ollama_findings(
     source,  # a Modelfile or a GGUF
     template: str,  # of the GGUF
@@ -416,7 +416,7 @@ def ollama_findings(
         )
     return found
 
-# %% ../../nbs/lib/parity/pair.ipynb #c016
+# %% ../../nbs/lib/parity/pair.ipynb #c019
 def check_pair(
     gguf,  # any GGUF
     folder,  # the Hugging Face folder that it is said to come from
@@ -479,7 +479,7 @@ def check_pair(
     )
     return sorted(found, key=lambda each: SEVERITIES.index(each["severity"]))
 
-# %% ../../nbs/lib/parity/pair.ipynb #c017
+# %% ../../nbs/lib/parity/pair.ipynb #c020
 SEVERITIES = ["error", "warning", "info", "not evaluated"]
 
 

@@ -40,7 +40,7 @@ PIECES = {
     "emoji": "🦙 👨‍👩‍👧‍👦 🇨🇳 👍🏽 ❤️ 1️⃣ 🏴󠁧󠁢󠁥󠁮󠁧󠁿".split(),
 }
 
-
+# %% ../../nbs/lib/parity/strings.ipynb #c005
 @lru_cache
 def all_scripts() -> list:  # of strings
     "The characters of Unicode, a string for each first word of their names: LATIN, HANGUL, ARROW ..."
@@ -58,7 +58,7 @@ def all_scripts() -> list:  # of strings
         *("".join(characters) for _, characters in sorted(found.items()) if len(characters) >= 20),
     ]
 
-# %% ../../nbs/lib/parity/strings.ipynb #c006
+# %% ../../nbs/lib/parity/strings.ipynb #c007
 def hard_strings(
     n: int = 5000,  # how many
     seed: int = 0,  # the same seed, the same strings

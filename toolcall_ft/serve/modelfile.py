@@ -75,7 +75,7 @@ For each function call, return a json object with function name and arguments wi
 {{ end }}<|im_start|>assistant
 """
 
-
+# %% ../../nbs/07_ollama_test.ipynb #c009
 def go_arguments(
     tool: dict,  # a clean tool, or None for any other
 ) -> str:  # Go template text
@@ -93,7 +93,7 @@ def go_arguments(
         "{{ range $key, $value := $arguments }}{{ if " + test + " }}" + entry for test in tests
     )
 
-# %% ../../nbs/07_ollama_test.ipynb #c009
+# %% ../../nbs/07_ollama_test.ipynb #c010
 def go_template(
     tools: list,  # clean tools; others are printed as Go prints them
     system: str = "",  # what is said where there is no system message
@@ -114,7 +114,7 @@ def go_template(
     }
     return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], GO_TEMPLATE)
 
-# %% ../../nbs/07_ollama_test.ipynb #c011
+# %% ../../nbs/07_ollama_test.ipynb #c012
 def write_modelfile(
     gguf,  # the file that Ollama is to serve
     output,  # where to write the Modelfile

@@ -147,7 +147,7 @@ PROBES = [
     },
 ]
 
-
+# %% ../../nbs/lib/template/habits.ipynb #c008
 @lru_cache(maxsize=32)
 def learn_habits(
     tokenizer,  # a Transformers tokenizer
@@ -207,7 +207,7 @@ def learn_habits(
         "loose": bool(behind) and not behind.startswith(tuple(controls)),
     }
 
-# %% ../../nbs/lib/template/habits.ipynb #c008
+# %% ../../nbs/lib/template/habits.ipynb #c009
 def template_habits(
     tokenizer,  # a Transformers tokenizer
     thinking: bool = None,  # as in `write`
@@ -215,7 +215,7 @@ def template_habits(
     "The habits of a tokenizer's present chat template, learnt when first asked"
     return learn_habits(tokenizer, str(tokenizer.chat_template), added_tokens(tokenizer), thinking)
 
-# %% ../../nbs/lib/template/habits.ipynb #c009
+# %% ../../nbs/lib/template/habits.ipynb #c010
 def render(
     example: dict,  # {"messages", "tools"}
     tokenizer,  # with a chat template

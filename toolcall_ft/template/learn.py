@@ -12,7 +12,7 @@ from itertools import chain, repeat
 
 from ..base.errors import UserError
 from .control import added_tokens, split_tokenizer
-from .habits import PROBES, PROBE_LOOP, render, scan_turns, template_habits
+from .habits import PROBE_LOOP, PROBES, render, scan_turns, template_habits
 
 # %% ../../nbs/lib/template/learn.ipynb #c004
 def label_pieces(

@@ -207,7 +207,7 @@ JSON_MACROS = """{%- macro portable_value(x, place) %}
 {%- endmacro %}
 """
 
-
+# %% ../../nbs/lib/template/macros.ipynb #c011
 def jinja_table(
     table: dict,  # texts, or tables of texts
 ) -> str:  # Jinja source
@@ -222,7 +222,7 @@ def jinja_table(
         + "}"
     )
 
-# %% ../../nbs/lib/template/macros.ipynb #c011
+# %% ../../nbs/lib/template/macros.ipynb #c012
 def typed_tokens(
     tokenizer,  # with a chat template
 ) -> list:  # the control tokens that one could type, the longest first
@@ -249,5 +249,5 @@ def typed_tokens(
         )
     return tokens
 
-# %% ../../nbs/lib/template/macros.ipynb #c012
+# %% ../../nbs/lib/template/macros.ipynb #c013
 BY_IDS = "Serve this model by token ids (`encode_prompt`, sent to /completion or /v1/completions as the prompt), or train it with Qwen's template"

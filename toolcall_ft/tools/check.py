@@ -175,7 +175,7 @@ ALLOWED = {
     "not": "must not fit {limit}",
 }
 
-
+# %% ../../nbs/lib/tools/check.ipynb #c012
 def allowed(
     error,  # a `ValidationError` of jsonschema
 ) -> str:
@@ -201,7 +201,7 @@ def allowed(
         )
     return error.message[:200]
 
-# %% ../../nbs/lib/tools/check.ipynb #c012
+# %% ../../nbs/lib/tools/check.ipynb #c013
 def complaints(
     error,  # a `ValidationError` of jsonschema
     name: str,  # of the tool
@@ -238,7 +238,7 @@ def complaints(
         + (f".{hint}" if "mean" in hint else "")
     ]
 
-# %% ../../nbs/lib/tools/check.ipynb #c013
+# %% ../../nbs/lib/tools/check.ipynb #c014
 def check_call(
     call,  # {"name": str, "arguments": dict}, or whatever a model made of it
     tools: list,  # OpenAI schemas

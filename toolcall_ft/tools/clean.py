@@ -123,7 +123,7 @@ INSIDE = (
     "dependentSchemas",
 )
 
-
+# %% ../../nbs/lib/tools/clean.ipynb #c007
 def clean_field(
     field,  # the schema of one argument, in any state; `true` and `false` are schemas, too
     where: str,  # how to name it in a message
@@ -159,7 +159,7 @@ def clean_field(
         clean_object(field, where, repairs) if isinstance(field.get("properties"), dict) else field
     )
 
-# %% ../../nbs/lib/tools/clean.ipynb #c007
+# %% ../../nbs/lib/tools/clean.ipynb #c008
 def order_schema(
     schema,  # cleaned
     top: dict,  # the schema of all arguments
@@ -189,7 +189,7 @@ def order_schema(
         }
     return ordered
 
-# %% ../../nbs/lib/tools/clean.ipynb #c008
+# %% ../../nbs/lib/tools/clean.ipynb #c009
 def clean_object(
     schema: dict,  # an object schema with `properties`
     where: str,  # how to name it in a message
@@ -242,7 +242,7 @@ def clean_object(
     required = [name for name in required if name not in gone]
     return {**cleaned, "required": required} if required else cleaned
 
-# %% ../../nbs/lib/tools/clean.ipynb #c009
+# %% ../../nbs/lib/tools/clean.ipynb #c010
 def list_properties(
     fields: list,  # of {"name": ..., "description": ..., ...}
     where: str,  # how to name it in a message
@@ -262,7 +262,7 @@ def list_properties(
         for field in fields
     }
 
-# %% ../../nbs/lib/tools/clean.ipynb #c010
+# %% ../../nbs/lib/tools/clean.ipynb #c011
 def table_schema(
     table: dict,  # {name: schema or type}
     where: str,  # how to name it in a message
@@ -288,7 +288,7 @@ def table_schema(
         repairs.append(f"{where}: {', '.join(required)}: not marked 'optional', so required")
     return {"type": "object", "properties": table} | ({"required": required} if required else {})
 
-# %% ../../nbs/lib/tools/clean.ipynb #c011
+# %% ../../nbs/lib/tools/clean.ipynb #c012
 OBJECT_KEYWORDS = (
     "required",
     "additionalProperties",
@@ -309,7 +309,7 @@ OBJECT_KEYWORDS = (
     "definitions",
 )
 
-
+# %% ../../nbs/lib/tools/clean.ipynb #c013
 def object_schema(
     parameters,  # None, a list of {"name": ...}, a table {name: schema}, or a schema
     where: str,  # how to name it in a message
@@ -355,7 +355,7 @@ def object_schema(
         raise UserError(f"{where}: the type must be 'object', not {parameters['type']!r}.")
     return schema
 
-# %% ../../nbs/lib/tools/clean.ipynb #c012
+# %% ../../nbs/lib/tools/clean.ipynb #c014
 def clean_tool(
     tool,  # a function, or a dict in any of the usual shapes, or its JSON text
     repairs: list,  # sentences are added here
@@ -408,7 +408,7 @@ def clean_tool(
         },
     }
 
-# %% ../../nbs/lib/tools/clean.ipynb #c013
+# %% ../../nbs/lib/tools/clean.ipynb #c015
 def tool_list(
     tools,  # a list, an object that holds one, or the JSON text of either, as ShareGPT files have it
 ) -> list:
@@ -431,7 +431,7 @@ def tool_list(
         raise UserError(f"tools must be a list, not {str(tools)[:60]!r}.")
     return list(tools)
 
-# %% ../../nbs/lib/tools/clean.ipynb #c014
+# %% ../../nbs/lib/tools/clean.ipynb #c016
 def clean_tools(
     tools,  # functions, OpenAI tools with or without the wrapper, loose lists, a JSON text of them
 ) -> (

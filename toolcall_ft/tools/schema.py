@@ -98,8 +98,9 @@ def pattern_size(
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str):
     "A pattern for the module `regex`, which knows JavaScript's. Raises `ValueError` for a broken one, `TimeoutError` for one that would fill the memory: that module writes repeats out."
-    import regex
     from re import _parser
+
+    import regex
 
     plain = re.sub(
         r"\\[pP]\{[^{}]*\}", ".", re.sub(r"\(\?<(?=\w)", "(?P<", pattern)
@@ -133,7 +134,8 @@ def check_schema(
 ) -> None:
     "Raise `UserError` if a schema is not valid JSON Schema 2020-12 or has a reference that leads out of it."
     from jsonschema import Draft202012Validator, FormatChecker, SchemaError
-    from referencing import Registry, jsonschema as drafts
+    from referencing import Registry
+    from referencing import jsonschema as drafts
     from referencing.exceptions import Unresolvable
 
     schema, target, formats = (

@@ -64,7 +64,7 @@ PROBE = [
     }
 ]
 
-
+# %% ../../nbs/lib/train/merge.ipynb #c005
 def load_adapted(
     model: str,  # base model, as in `model_path`
     adapter,  # folder of an adapter
@@ -88,7 +88,7 @@ def load_adapted(
             f"({str(error).splitlines()[0]})"
         ) from error
 
-# %% ../../nbs/lib/train/merge.ipynb #c005
+# %% ../../nbs/lib/train/merge.ipynb #c006
 def merge_adapter(
     model: str,  # base model, as in `model_path`
     adapter,  # folder of an adapter
