@@ -6,93 +6,47 @@
 __all__ = ['prepare_data']
 
 # %% ../../nbs/01_data.ipynb #c002
-from collections import Counter
 from pathlib import Path
 
 from ..base.files import replace_folder, write_jsonl
 from toolcall_ft.data.logs import (
-    convert_logs,
+    LogRecords,
     count_reasons,
     count_tools,
-    reason_of,
-    refuse_all,
-    refuse_most,
+    refuse_unusable,
+    set_aside,
     shared_warnings,
     split_warnings,
 )
 from .split import shared_links, split_rows
-from .store import save_dataset
+from .store import write_splits
 
 # %% ../../nbs/01_data.ipynb #c029
-def set_aside(
-    data: dict,  # the configuration's section `data`
-    examples: list,
-    sources: dict,
-    formats: Counter,
-    reasons: Counter,
-    notes: list,  # filled on the way
-):
-    "Yields the errors of all log files, so that they can be written and forgotten. `sources` says of each example, by its `id`, where it stood."
-    for kind, value, format, file, line in convert_logs(data, notes):
-        formats[format or "not recognised"] += 1
-        if kind == "example":
-            examples.append(value)
-            sources[id(value)] = {"file": str(file), "line": line}
-        else:
-            reasons[reason_of(value)] += 1
-            yield value
-
-# %% ../../nbs/01_data.ipynb #c030
 def prepare_data(
     config: dict,  # from read_config
 ) -> dict:  # counts
-    """Read the logs and write <run>/data: train, validation and test as JSONL and as a dataset, where each row stood (sources.jsonl), and the rejected records. Returns counts and warnings.
-    What stands in several splits on purpose goes to shared.jsonl.
-    Raises `UserError` if no record can be used, or more are rejected than `data.max_rejected` allows; all is written all the same."""
-    data, examples, sources, formats, reasons, notes = (
-        config["data"],
-        [],
-        {},
-        Counter(),
-        Counter(),
-        [],
-    )
+    """Read the logs and write <run>/data; returns counts and warnings.
+
+    There: train, validation and test as JSONL and as a dataset, where each row stood (sources.jsonl),
+    the rejected records, and what stands in several splits on purpose (shared.jsonl).
+    Raises `UserError` if no record can be used, or more are rejected than `data.max_rejected` allows;
+    all is written all the same."""
+    data, records, splits = config["data"], LogRecords(), {}
     place = Path(config["run"]) / "data"
     with replace_folder(place) as folder:
-        write_jsonl(
-            folder / "rejected.jsonl", set_aside(data, examples, sources, formats, reasons, notes)
-        )
-        splits = (
-            split_rows(examples, data["validation"], data["test"], config["seed"])
-            if examples
-            else {}
-        )
-        for name, rows in splits.items():
-            write_jsonl(folder / f"{name}.jsonl", rows)
-            save_dataset(folder / "dataset" / name, rows)
-        write_jsonl(
-            folder / "sources.jsonl",
-            (
-                {"split": name, "row": row, **sources[id(example)]}
-                for name, rows in splits.items()
-                for row, example in enumerate(rows, 1)
-            ),
-        )
-        if shared := shared_links(splits):
-            write_jsonl(folder / "shared.jsonl", shared)
-    total = len(examples) + reasons.total()
-    if not examples:
-        raise refuse_all(data, place / "rejected.jsonl", reasons)
-    if reasons.total() > data["max_rejected"] * total:
-        raise refuse_most(data, place / "rejected.jsonl", reasons, total)
+        write_jsonl(folder / "rejected.jsonl", set_aside(data, records))
+        if records.examples:
+            splits = split_rows(records.examples, data["validation"], data["test"], config["seed"])
+        shared = shared_links(splits)
+        write_splits(folder, splits, records.sources, shared)
+    refuse_unusable(data, place / "rejected.jsonl", records)
     tools = count_tools(splits)
     wanted = {"validation": data["validation"], "test": data["test"]}
-    warnings = notes + split_warnings(splits, tools, wanted) + shared_warnings(shared)
     return {
         **{name: len(rows) for name, rows in splits.items()},
-        "rejected": reasons.total(),
-        "reasons": count_reasons(reasons),
-        "formats": dict(formats),
+        "rejected": records.reasons.total(),
+        "reasons": count_reasons(records.reasons),
+        "formats": dict(records.formats),
         "tools": tools,
-        "warnings": warnings,
+        "warnings": records.notes + split_warnings(splits, tools, wanted) + shared_warnings(shared),
     }
