@@ -29,8 +29,8 @@ from toolcall_ft.template.viewer import (
     row_title,
     run_text,
     select_rows,
+    show_rows,
     token_table,
-    viewer,
     visible,
     write_page,
 )
@@ -347,7 +347,7 @@ def parts(widget):
 
 def test_the_widget_changes_when_something_is_chosen():
     which, back, forth, row, view, search, page = parts(
-        viewer(ROWS, tokenizer, [(1, "rare"), (3, "shifted?")])
+        show_rows(ROWS, tokenizer, [(1, "rare"), (3, "shifted?")])
     )
     assert (
         row_title(0, ROWS[0], {}) in page.value
@@ -369,7 +369,7 @@ def test_the_widget_changes_when_something_is_chosen():
 
 
 def test_the_widget_searches():
-    which, back, forth, row, view, search, page = parts(viewer(ROWS, tokenizer))
+    which, back, forth, row, view, search, page = parts(show_rows(ROWS, tokenizer))
     assert which.disabled
     search.value = "龘"
     assert list(row.options) == [1] and row.value == 1 and "found" in page.value
@@ -387,7 +387,7 @@ def test_the_widget_searches():
 
 
 def test_no_row_comes_back_until_one_is_found():
-    which, back, forth, row, view, search, page = parts(viewer(ROWS, tokenizer, [(1, "rare")]))
+    which, back, forth, row, view, search, page = parts(show_rows(ROWS, tokenizer, [(1, "rare")]))
     search.value = "no such text"
     for name in VIEWS[::-1]:
         view.value = name
@@ -402,7 +402,7 @@ def test_no_row_comes_back_until_one_is_found():
 def test_the_widget_shows_a_dataset():
     from datasets import Dataset
 
-    *_, page = parts(viewer(Dataset.from_list(ROWS), tokenizer))
+    *_, page = parts(show_rows(Dataset.from_list(ROWS), tokenizer))
     assert render_row(ROWS[0], TABLE, tokenizer) in page.value
 
 

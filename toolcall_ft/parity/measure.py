@@ -27,6 +27,34 @@ from ..template.models import load_tokenizer
 from ..template.rows import encode_prompt
 
 # %% ../../nbs/09_parity.ipynb #c015
+def encode_cases(
+    cases: list,  # of {"name", "messages", "tools"}
+    tokenizer,  # that the rows were encoded with
+    thinking: bool = None,  # as in training
+) -> tuple:  # (cases, their tokens, [{"case", "words"}] of those that the template refuses)
+    "The tokens that training makes of each case"
+    encoded, wanted, refused = [], [], []
+    for case in cases:
+        try:
+            wanted.append(encode_prompt(case, tokenizer, thinking))
+        except UserError as error:
+            refused.append({"case": case["name"], "words": str(error)})
+        else:
+            encoded.append(case)
+    return encoded, wanted, refused
+
+# %% ../../nbs/09_parity.ipynb #c016
+def compare_answers(
+    rows: dict,  # name -> row of `hop_row`; changed
+    tests: list,  # the cases that were answered
+    part,  # `parting` with its tokenizer and model
+) -> None:
+    "Add to every row which answers are not those of the first hop that answers"
+    answered = [row for row in rows.values() if row.get("answers")]
+    for row in answered[1:]:
+        row["differing"] = differing_answers(tests, answered[0], row, part)
+
+# %% ../../nbs/09_parity.ipynb #c017
 def parity(
     examples: list,  # {"messages", "tools"}, held out from training; may be empty
     hops: dict,  # name -> hop; the first that answers is the one that the others are compared with
@@ -37,30 +65,26 @@ def parity(
     max_new_tokens: int = 160,  # of an answer
     next_logits=None,  # token ids -> logits of the served model; None: those of the first hop that has a model
 ) -> dict:  # {"hops": {name: row}, "cases": {kind: n}, "refused": [...]}, all of it JSON
-    "Compare the prompts and the answers of all hops, one after the other. A hop that cannot be asked has a row that says why."
-    cases, wanted, refused, tests = [], [], [], row_cases(examples)
-    for case in [*tests, *(hard_corpus() if corpus is None else corpus)]:
-        try:
-            wanted.append(encode_prompt(case, tokenizer, thinking))
-        except UserError as error:
-            refused.append({"case": case["name"], "words": str(error)})
-        else:
-            cases.append(case)
-    rows, asked = {}, examples if answers is None else examples[:answers]
+    """Compare the prompts and the answers of all hops, one after the other.
+
+    A hop that cannot be asked has a row that says why.
+    """
+    tests = row_cases(examples)
+    every = [*tests, *(hard_corpus() if corpus is None else corpus)]
+    cases, wanted, refused = encode_cases(every, tokenizer, thinking)
+    asked = {"examples": examples[:answers], "max_new_tokens": max_new_tokens}
+    rows = {}
     for name, hop in tqdm(hops.items(), unit="hop", disable=None):
-        rows[name] = hop_row(hop, cases, wanted, tokenizer, asked, max_new_tokens)
-    logits = next_logits or next(
-        (hop.next_logits for hop in hops.values() if hasattr(hop, "next_logits")), None
-    )
-    first, *others = [row for row in rows.values() if row.get("answers")] or [{}]
+        rows[name] = hop_row(hop, cases, wanted, tokenizer, **asked)
+    models = [hop.next_logits for hop in hops.values() if hasattr(hop, "next_logits")]
+    logits = next_logits or next(iter(models), None)
     part = partial(parting, tokenizer=tokenizer, thinking=thinking, next_logits=logits)
-    for row in others:
-        row["differing"] = differing_answers(tests, first, row, part)
+    compare_answers(rows, tests, part)
     kinds = Counter(case["kind"] for case in cases)
     counted = {name: count_row(row, kinds) for name, row in rows.items()}
     return {"cases": dict(kinds), "refused": refused, "hops": counted}
 
-# %% ../../nbs/09_parity.ipynb #c016
+# %% ../../nbs/09_parity.ipynb #c018
 def model_hops(
     folder,  # a model folder
     gguf=None,  # the GGUF that was made from it; without one there are no hops of llama-server and Ollama
@@ -91,7 +115,7 @@ def model_hops(
             missing[name] = str(error)
     return hops, missing
 
-# %% ../../nbs/09_parity.ipynb #c036
+# %% ../../nbs/09_parity.ipynb #c038
 def later_logits(
     folder,  # a model folder
 ) -> callable:  # token ids -> logits, or None where the model cannot be loaded
@@ -106,7 +130,7 @@ def later_logits(
 
     return lambda ids: load() and load().next_logits(ids)
 
-# %% ../../nbs/09_parity.ipynb #c037
+# %% ../../nbs/09_parity.ipynb #c039
 def measure_parity(
     folder,
     gguf,  # as in `model_hops`
@@ -120,7 +144,10 @@ def measure_parity(
     max_new_tokens: int = 160,  # as in `model_hops`
     max_differing: int = 0,  # the answers of a hop that may be unexplained, see `breaks`
 ) -> dict:  # from `parity`, with "missing" and "max_differing"
-    "The parity of a model at all hops of this machine, as a report and as files. What the command `toolcall-ft parity` does."
+    """The parity of a model at all hops of this machine, as a report and as files.
+
+    What the command `toolcall-ft parity` does.
+    """
     hops, missing = model_hops(folder, gguf, names, trained, thinking, context, max_new_tokens)
     tools = list(
         {dump_json(tool): tool for example in examples for tool in example["tools"]}.values()

@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "models": ["load_tokenizer", "model_path"],
         "portable": ["make_portable"],
         "rows": ["encode_example", "encode_prompt", "encode_rows"],
-        "viewer": ["render_row", "row_html", "token_table", "viewer", "write_page"],
+        "viewer": ["render_row", "row_html", "show_rows", "token_table", "write_page"],
     },
 )

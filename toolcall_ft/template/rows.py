@@ -61,49 +61,70 @@ def turn_alone(
     if until.startswith(prompt) and until.rstrip().endswith(tuple(habits["apart"]["controls"])):
         return until, [(len(prompt), len(until))]
     raise UserError(
-        f"messages[{place}]: its prompt ends in {prompt[-40:]!r}, and the template does not go on from there to this turn, or does not end it. "
-        "With thinking off a turn must have no reasoning, with thinking on some templates need it (reasoning_content, or <think>…</think> in the content)"
+        f"messages[{place}]: its prompt ends in {prompt[-40:]!r}, and the template does not go on "
+        "from there to this turn, or does not end it. With thinking off a turn must have no "
+        "reasoning, with thinking on some templates need it (reasoning_content, or "
+        "<think>…</think> in the content)"
     )
 
 # %% ../../nbs/02_template_debug.ipynb #c029
+def refuse_lost_tools(
+    example: dict,  # {"messages", "tools"}
+    tokenizer,  # with a chat template
+    facts: dict,  # from `template_facts`
+) -> None:
+    "Raise `UserError` if the template would leave out the tools or the calls of a conversation"
+    calls = any(message.get("tool_calls") for message in example["messages"])
+    if not facts["tools"] and (example.get("tools") or calls):
+        raise UserError(
+            f"{tokenizer.name_or_path}: this chat template leaves out tools or tool calls, so "
+            "there is nothing to learn them from; use a model made for tools"
+        )
+
+# %% ../../nbs/02_template_debug.ipynb #c030
+def turn_spans(
+    example: dict,  # {"messages", "tools"}
+    text: str,  # the whole of it, rendered
+    tokenizer,  # with a chat template
+    thinking: bool,  # as in `render`
+    facts: dict,  # from `template_facts`
+) -> list:  # (start, stop) of each assistant turn; None as from `defined_turns`
+    "The assistant's turns in a rendered conversation, by the quick way where it is safe"
+    if facts["regular"]:
+        return scan_turns(text, facts["opener"], facts["closer"])
+    return defined_turns(example, text, tokenizer, thinking, habits=facts["habits"])
+
+# %% ../../nbs/02_template_debug.ipynb #c031
 def training_texts(
     example: dict,  # {"messages", "tools"}
     tokenizer,  # with a chat template
     train_on: str = "assistant",  # one of `TRAIN_ON`
     thinking: bool = None,  # as in `render`
     facts: dict = None,  # from `template_facts`, where they are known
-) -> (
-    list
-):  # (text, spans to learn): the whole conversation, then the turns that stand otherwise in it
-    "What is to be encoded for one example; `UserError` for a conversation that the template cannot show as it was asked"
+) -> list:  # (text, spans to learn): the whole, then the turns that it writes otherwise
+    """What is to be encoded for one example.
+
+    `UserError` for a conversation that the template cannot show as it was asked.
+    """
     facts = facts or template_facts(tokenizer, thinking)
-    text, turns = (
-        render(example, tokenizer, False, thinking, facts["habits"]),
-        wanted_turns(example, train_on),
-    )
-    if not facts["tools"] and (
-        example.get("tools") or any(message.get("tool_calls") for message in example["messages"])
-    ):
-        raise UserError(
-            f"{tokenizer.name_or_path}: this chat template leaves out tools or tool calls, so there is nothing to learn them from; use a model made for tools"
-        )
-    spans = (
-        scan_turns(text, facts["opener"], facts["closer"])
-        if facts["regular"]
-        else defined_turns(example, text, tokenizer, thinking, facts["habits"])
-    )
+    habits = facts["habits"]
+    text = render(example, tokenizer, thinking=thinking, habits=habits)
+    turns = wanted_turns(example, train_on)
+    refuse_lost_tools(example, tokenizer, facts)
+    spans = turn_spans(example, text, tokenizer, thinking, facts=facts)
     if len(spans) != len(turns):
         raise UserError(
             f"the chat template wrote {len(spans)} assistant turns where the example has {len(turns)}"
         )
-    alone = [
-        turn_alone(example, place, tokenizer, thinking, facts["habits"])
-        for (place, wanted), span in zip(turns, spans)
-        if wanted and not span
-    ]
-    return [(text, [span for (_, wanted), span in zip(turns, spans) if wanted and span]), *alone]
+    learnt, alone = [], []
+    for (place, wanted), span in zip(turns, spans):
+        if wanted and span:
+            learnt.append(span)
+        elif wanted:
+            alone.append(turn_alone(example, place, tokenizer, thinking, habits=habits))
+    return [(text, learnt), *alone]
 
-# %% ../../nbs/02_template_debug.ipynb #c031
+# %% ../../nbs/02_template_debug.ipynb #c033
 def encode_rows(
     examples: list,  # of {"messages", "tools"}
     tokenizer,  # with a chat template
@@ -112,19 +133,14 @@ def encode_rows(
 ) -> list:  # a {"input_ids", "labels"} for each example
     "The rows of whole conversations, encoded in one batch; errors as in `training_texts`"
     facts = template_facts(tokenizer, thinking)
-    texts, spans = (
-        zip(
-            *(
-                training_texts(example, tokenizer, train_on, thinking, facts)[0]
-                for example in examples
-            )
-        )
-        if examples
-        else ((), ())
-    )
+    texts, spans = [], []
+    for example in examples:
+        text, learnt = training_texts(example, tokenizer, train_on, thinking, facts=facts)[0]
+        texts.append(text)
+        spans.append(learnt)
     return encode_texts(texts, facts, spans)
 
-# %% ../../nbs/02_template_debug.ipynb #c032
+# %% ../../nbs/02_template_debug.ipynb #c034
 TOO_LONG = "the row has {} tokens, more than max_length {}; raise train.max_length, or shorten the tools' descriptions"
 
 
@@ -135,7 +151,10 @@ def encode_example(
     train_on: str = "assistant",  # one of `TRAIN_ON`
     thinking: bool = None,  # on, off, or as the template does by itself
 ) -> dict:  # {"input_ids", "labels"}
-    "The row of the whole conversation; `UserError` when it is longer than `max_length`, because half a tool call teaches half a tool call"
+    """The row of the whole conversation.
+
+    `UserError` when it is longer than `max_length`: half a tool call teaches half a tool call.
+    """
     row = encode_rows([example], tokenizer, train_on, thinking)[0]
     if not max_length or len(row["input_ids"]) <= max_length:
         return row
