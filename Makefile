@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/toolcall-ft run --config examples/config.yaml
 
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 nbs/*.ipynb tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 nbs tests
 
 # a Chromium for the tests of the viewer, where there is none yet
 browser:
@@ -65,10 +65,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/demo_stages.py
 	$(BIN)/python benchmarks/serve.py
 
-# the site of the notebooks as plain pages; the one on the web is made by .github/workflows/docs.yaml
+# the site: all notebooks and the reference of the library, into _docs
 docs: $(STAMP)
-	rm -rf _docs
-	$(BIN)/jupyter nbconvert --to html --output-dir _docs nbs/*.ipynb
+	$(BIN)/python docs/make_site.py
 
 # a new tested set of versions: resolve every extra in a fresh environment and write down what came
 constraints:

@@ -23,7 +23,7 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["toolcall_ft", "toolcall_ft.*"]),
-    package_data={"toolcall_ft": ["config.yaml", "sample/*", "synthesise.yaml", "viewer.html", "tiny_data/*", "tiny_qwen2/*"]},
+    package_data={"toolcall_ft": ["config.yaml", "sample/*", "synthesise.yaml", "viewer.html", "hermes.gotmpl", "tiny_data/*", "tiny_qwen2/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

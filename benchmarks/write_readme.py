@@ -42,7 +42,7 @@ def english() -> str:
             cell.source = ""
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     text = re.sub(r"^```\w*\n\s*```\n", "", text, flags=re.MULTILINE).replace("](../", "](")
-    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text)
+    text = re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

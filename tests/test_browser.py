@@ -295,7 +295,7 @@ def test_light_and_dark_can_be_read(page, scheme, tmp_path):
 @pytest.fixture
 def lab(repository, tmp_path):
     "JupyterLab on the loopback interface with a home of its own; ended by its process id."
-    for name in ("nbs/02b_viewer.ipynb", "examples/logs.jsonl", "examples/tools.json"):
+    for name in ("nbs/deep/viewer.ipynb", "examples/logs.jsonl", "examples/tools.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(repository / name, tmp_path / name)
     settings = {
@@ -373,7 +373,7 @@ def wait_for_kernel(address):
 
 
 def test_the_widget_in_jupyterlab(lab, tab, tmp_path):
-    tab.goto(f"{lab}/lab/tree/nbs/02b_viewer.ipynb?token=secret")
+    tab.goto(f"{lab}/lab/tree/nbs/deep/viewer.ipynb?token=secret")
     tab.locator(".jp-Notebook .jp-Cell").first.wait_for()
     wait_for_kernel(lab)
     tab.get_by_role("menuitem", name="Run", exact=True).click()

@@ -15,18 +15,11 @@ from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import read_jsonl
 from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.config import read_config
-from toolcall_ft.data import checks, findings
+from toolcall_ft.data import checks, findings, heard
 from toolcall_ft.data.charts import check_chart, check_table, code_span, write_figure, write_report
 from toolcall_ft.data.checks import check_examples, strict_error
-from toolcall_ft.data.findings import (
-    ENOUGH,
-    KINDS,
-    SCALES,
-    SEVERITIES,
-    invented_values,
-    is_said,
-    letters,
-)
+from toolcall_ft.data.findings import ENOUGH, KINDS, SEVERITIES, letters
+from toolcall_ft.data.heard import SCALES, invented_values, is_said
 from toolcall_ft.data.logs import contradictions, read_logs
 from toolcall_ft.data.split import measure_leakage, open_values, phrasing, split_rows
 from toolcall_ft.data.turns import call_message
@@ -712,7 +705,7 @@ def test_no_text_leaves_its_cell(text, width):
 def test_the_work_grows_with_the_rows_and_not_with_their_square(monkeypatch):
     counted = Counter()
     names = ("digest", "letters", "phrasing", "open_values", "check_call")
-    for module, name in product((checks, findings), names):
+    for module, name in product((checks, findings, heard), names):
         if not hasattr(module, name):
             continue
 

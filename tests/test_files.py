@@ -869,7 +869,7 @@ def test_columns_that_no_format_reads_cost_no_row(tmp_path, kind):
     ],
 )
 def test_a_column_that_the_formats_read_is_never_left_out(column, cell, good):
-    from toolcall_ft.data.records import row_records
+    from toolcall_ft.data.tables import row_records
 
     notes = []
     [(line, value, reason)] = row_records(

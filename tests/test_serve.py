@@ -540,7 +540,8 @@ def test_a_good_call_beside_a_bad_one(strange_server, monkeypatch):
 
 def test_another_chat_template_gets_no_modelfile(gguf, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "toolcall_ft.serve.modelfile.read_gguf", lambda *a: {"fields": {"tokenizer.chat_template": "{{ messages }}"}}
+        "toolcall_ft.serve.modelfile.read_gguf",
+        lambda *a: {"fields": {"tokenizer.chat_template": "{{ messages }}"}},
     )
     with pytest.raises(UserError, match="not Qwen's"):
         write_modelfile(gguf, tmp_path / "Modelfile")
@@ -550,7 +551,8 @@ def test_another_chat_template_gets_no_modelfile(gguf, tmp_path, monkeypatch):
 def test_ollama_is_looked_for_where_the_environment_says(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "toolcall_ft.serve.ollama_build.fetch_json", lambda url, **options: asked.append(url) or {"version": "1"}
+        "toolcall_ft.serve.ollama_build.fetch_json",
+        lambda url, **options: asked.append(url) or {"version": "1"},
     )
     for host, url in {
         "127.0.0.1:9": "http://127.0.0.1:9",

@@ -14,6 +14,7 @@ from pathlib import Path
 from .base.errors import UserError, nearest
 from .base.files import read_text
 from .data.readers import FORMATS
+from .export.gguf import GGUF_TYPES
 
 # %% ../nbs/lib/config.ipynb #c005
 def key_lines(
@@ -70,7 +71,7 @@ CHOICES = {
     "train.backend": ["auto", "unsloth", "peft"],
     "train.train_on": ["assistant", "last", "calls"],
     "generate.engine": ["auto", "xgrammar", "transformers-cfg"],
-    "export.formats": ["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS"],
+    "export.formats": list(GGUF_TYPES),
     "serve.runtime": ["llama-server", "ollama", "vllm"],
 }
 

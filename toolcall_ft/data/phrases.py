@@ -10,15 +10,8 @@ import re
 
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
-from toolcall_ft.data.sample import (
-    Kit,
-    draw_words,
-    find_pool,
-    name_words,
-    resolve,
-    sample_value,
-    word_lists,
-)
+from .sample import Kit, find_pool, resolve, sample_value
+from .words import draw_words, name_words, word_lists
 from .turns import call_message
 from ..tools.check import check_call
 

@@ -7,379 +7,19 @@ __all__ = ['read_records']
 
 # %% ../../nbs/lib/data/records.ipynb #c002
 import codecs
-import csv
 import io
-import json
 import re
 import shutil
 import tempfile
-import uuid
-from collections import Counter, deque
-from decimal import Decimal
-from itertools import chain
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..base.jsontext import dump_json, parse_json
-from toolcall_ft.data.encoding import (
-    HEAD,
-    RECORD_LIMIT,
-    Unzipped,
-    line_texts,
-    open_bytes,
-    text_encoding,
-)
-from .readers import COLUMNS, is_triple
+from .encoding import HEAD, Unzipped, line_texts, open_bytes, text_encoding
+from .readers import is_triple
+from .tables import csv_records, dataset_records, parquet_records, split_cells
+from .values import END_FINDER, is_cut_off, line_records, value_records
 
-# %% ../../nbs/lib/data/records.ipynb #c005
-def line_records(
-    text: str,  # one record
-    line: int,  # where it stands
-):
-    """Yields (line, value, reason) for a text that should be one JSON value, nothing for a blank one.
-    The line of broken JSON is that of the mistake."""
-    reason = None
-    try:
-        text.encode()
-        if text.strip():
-            yield line, parse_json(text.rstrip(" \t\r\n")), None
-    except UnicodeEncodeError:
-        reason = (
-            "this line is not UTF-8, or damaged; write it again in UTF-8 (if the whole file is in GBK: "
-            "iconv -f GBK -t UTF-8; in Windows-1252: iconv -f WINDOWS-1252 -t UTF-8)"
-        )
-    except json.JSONDecodeError as error:
-        line, reason = line + error.lineno - 1, f"not JSON: {error.msg} (column {error.colno})"
-    except ValueError as error:
-        reason = f"not JSON: {error}"
-    if reason:
-        yield line, text[:2000].encode("utf-8", "replace").decode(), reason
-
-# %% ../../nbs/lib/data/records.ipynb #c007
-def is_cut_off(
-    error: Exception,  # of a JSON decoder
-    text: str,  # that it was given
-) -> bool:
-    "Does the mistake stand where the text ends, so that more of it may mend it?"
-    return str(error).startswith("Unterminated") or getattr(error, "pos", 0) > len(text) - 16
-
-# %% ../../nbs/lib/data/records.ipynb #c008
-END_FINDER = json.JSONDecoder(
-    parse_int=str, parse_float=str
-)  # finds where a value ends; `line_records` judges it
-
-# %% ../../nbs/lib/data/records.ipynb #c009
-def value_end(
-    buffer: str,
-    start: int,  # a value begins there
-    final: bool,  # does nothing follow the buffer?
-    following,  # the pattern of what may begin the next value
-) -> int:
-    "Where a JSON value ends; for a broken one, where the next may begin. None if the buffer holds too little to say."
-    room = not final and len(buffer) - start < RECORD_LIMIT
-    try:
-        end = END_FINDER.raw_decode(buffer, start)[1]
-    except (ValueError, RecursionError) as error:
-        if room and is_cut_off(error, buffer):
-            return None
-        found = following.search(buffer, start + 1)
-        end = found.start() if found else len(buffer)
-    return None if room and end == len(buffer) else end
-
-# %% ../../nbs/lib/data/records.ipynb #c010
-def next_value(
-    buffer: str,
-    start: int,  # the first value begins there
-):
-    """The pattern of what may begin the value after a broken one.
-    It is a bracket indented alike, or the first value's first key after a comma."""
-    indent = re.compile(r"[^\S\n]*$").search(buffer, buffer.rfind("\n", 0, start) + 1, start)[0]
-    opening = re.compile(r'[{\[]\s*"[^"\\\n]{1,80}"').match(buffer, start)
-    key = rf"|(?<=[}}\]]),\s*(?={re.escape(opening[0])})" if opening else ""
-    return re.compile(rf"\n(?={indent}[{{\[]){key}")
-
-# %% ../../nbs/lib/data/records.ipynb #c011
-class ValueScan:
-    "A text of JSON values and how far it was read: it holds one value and a piece of the text."
-
-    def __init__(
-        self,
-        text,  # an open text
-        listed: bool,  # is it a list that is not closed yet?
-    ):
-        self.text, self.listed = text, listed
-        self.buffer, self.final = text.read(HEAD), False
-        self.start = self.buffer.index("[") + 1 if listed else 0
-        self.line, self.counted = 1, 0  # newlines up to `counted` are in `line`
-        self.following = None
-
-    def skip(self) -> None:
-        "Go on to the next value, over what lies between two and over the end of the list."
-        self.start = re.compile(r"[\s,]*").match(self.buffer, self.start).end()
-        if self.listed and self.buffer.startswith("]", self.start):
-            self.start, self.listed = self.start + 1, False  # what follows a list is read as well
-            return self.skip()
-        self.line += self.buffer.count("\n", self.counted, self.start)
-        self.counted = self.start
-
-    def value_end(self) -> int:
-        "Where the value ends; None if the buffer holds too little to say."
-        if self.start == len(self.buffer):
-            return None
-        self.following = self.following or next_value(self.buffer, self.start)
-        return value_end(self.buffer, self.start, self.final, self.following)
-
-    def read_more(self) -> None:
-        "Forget what lies before the value, and read another piece."
-        piece = self.text.read(max(HEAD, len(self.buffer) - self.start))
-        self.buffer, self.final = self.buffer[self.start :] + piece, not piece
-        self.start = self.counted = 0
-
-# %% ../../nbs/lib/data/records.ipynb #c012
-def value_records(
-    text,  # an open text
-    listed: bool,  # is it a list? else values that follow each other
-):
-    "Yields (line, value, reason) for each value of a JSON list, or of values that follow each other."
-    scan, reason = ValueScan(text, listed), None
-    while True:
-        scan.skip()
-        if end := scan.value_end():
-            for line, value, reason in line_records(scan.buffer[scan.start : end], scan.line):
-                yield line, value, reason
-            scan.start = end
-        elif scan.final:
-            break
-        else:
-            scan.read_more()
-    if scan.listed and not reason:
-        yield scan.line, "", "the list is not closed by ]: what followed here was cut off"
-
-# %% ../../nbs/lib/data/records.ipynb #c015
-def split_cells(
-    text: str,  # a row
-    delimiter: str,
-) -> list:
-    "The cells of a row of CSV; none if its quotes are wrong."
-    csv.field_size_limit(RECORD_LIMIT)
-    try:
-        return next(csv.reader([text], delimiter=delimiter, strict=True), [])
-    except csv.Error:
-        return []
-
-# %% ../../nbs/lib/data/records.ipynb #c016
-def take_row(
-    waiting: deque,  # lines that were given back
-    lines,  # (line, text), read when none is waiting
-) -> list:  # of (line, text)
-    "The next lines up to one where the quotes are even: a row of CSV, unless a quote is stray."
-    taken, quotes = [], 0
-    while not taken or quotes % 2 and len(taken) < 10_000:
-        item = waiting.popleft() if waiting else next(lines, None)
-        if not item:
-            break
-        taken.append(item)
-        quotes += item[1].count('"')
-    return taken
-
-# %% ../../nbs/lib/data/records.ipynb #c017
-def csv_rows(
-    lines,  # (line, text)
-    delimiter: str,
-    width: int,  # how many cells a row has
-):
-    "Yields (line, cells, text) for each row of CSV; `cells` is empty for a row that is not `width` cells."
-    waiting = deque()
-    while taken := take_row(waiting, lines):
-        cells = split_cells("".join(text for _, text in taken), delimiter)
-        if len(cells) != width and len(taken) > 1:  # a stray quote costs its own line alone
-            waiting.extendleft(reversed(taken[1:]))
-            taken = taken[:1]
-            cells = split_cells(taken[0][1], delimiter)
-        text = "".join(text for _, text in taken)
-        if text.strip():
-            yield taken[0][0], cells if len(cells) == width else [], text
-
-# %% ../../nbs/lib/data/records.ipynb #c018
-def drop_nulls(value):
-    "The value without the keys whose value is null: Arrow gives every row the keys of all rows."
-    if isinstance(value, list):
-        return [drop_nulls(item) for item in value]
-    return (
-        {key: drop_nulls(item) for key, item in value.items() if item is not None}
-        if isinstance(value, dict)
-        else value
-    )
-
-# %% ../../nbs/lib/data/records.ipynb #c019
-def plain_value(value):
-    "What stands in JSON for a date, a time, a UUID or a decimal. Raises `TypeError` for anything else."
-    if isinstance(value, Decimal) and value.is_finite():
-        return int(value) if value == int(value) else float(value)
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if isinstance(value, uuid.UUID):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
-
-# %% ../../nbs/lib/data/records.ipynb #c020
-def cell_text(
-    name: str,
-    cell,  # a column and its cell
-    path,
-    notes: list = None,  # as in `read_records`
-) -> str:  # JSON; None for a cell that is left out
-    """A cell as JSON. What JSON cannot hold is left out and said once for each column.
-    In a column that the formats read it raises `ValueError`."""
-    try:
-        return json.dumps(cell, ensure_ascii=False, allow_nan=False, default=plain_value)
-    except (TypeError, ValueError, RecursionError) as error:
-        if name in COLUMNS:
-            raise ValueError(f"the column {name} has a cell that is not JSON: {error}") from None
-    sentence = f"{path}: {name}: cells that are not JSON ({type(cell).__name__}) are left out"
-    if notes is not None and sentence not in notes:
-        notes.append(sentence)
-
-# %% ../../nbs/lib/data/records.ipynb #c021
-def row_records(
-    row: dict,  # a row of a table
-    line: int,
-    path="",
-    notes: list = None,  # as in `read_records`
-):
-    """Yields (line, value, reason) for a row: empty cells go (NaN is one).
-    The columns query, tool and arguments are a log record's."""
-    row = {name: cell for name, cell in drop_nulls(row).items() if cell != "" and cell == cell}
-    if "arguments" in row:
-        row = {
-            {"query": "user", "tool": "tool_name"}.get(name, name): cell
-            for name, cell in row.items()
-        }
-    try:
-        cells = {name: cell_text(name, cell, path, notes) for name, cell in row.items()}
-        text = (
-            "{"
-            + ", ".join(
-                f"{dump_json(name)}: {cell}" for name, cell in cells.items() if cell is not None
-            )
-            + "}"
-        )
-    except ValueError as error:
-        yield line, str(row)[:2000], str(error)
-    else:
-        yield from line_records(text, line)
-
-# %% ../../nbs/lib/data/records.ipynb #c022
-def csv_records(
-    text,  # an open text
-):
-    """Yields (line, value, reason) for each row of a CSV file with a header, or of triples without one.
-    Commas, semicolons and tabs are known."""
-    lines = line_texts(text)
-    number, first = next((line, piece) for line, piece in lines if piece.strip())
-    delimiter = max(",;\t", key=lambda sign: len(split_cells(first, sign)))
-    header = [cell.strip() for cell in split_cells(first, delimiter)]
-    if len(header) == 3 and header[2].startswith("{"):
-        header, lines = ["user", "tool_name", "arguments"], chain([(number, first)], lines)
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    for line, cells, row in csv_rows(lines, delimiter, len(header)):
-        if twice:
-            yield line, row[:2000], f"the header names the column {twice[0]!r} twice"
-        elif cells:
-            yield from row_records(dict(zip(header, cells)), line)
-        else:
-            yield (
-                line,
-                row[:2000],
-                f"a row of {len(header)} cells is needed, as in the header; a quote may be missing",
-            )
-
-# %% ../../nbs/lib/data/records.ipynb #c025
-def note_nulls(
-    schema,  # of an Arrow table
-    path,
-    notes: list,  # a sentence is added here, if there is a list
-) -> None:
-    """Say it where columns hold objects as Arrow keeps them.
-    Each row has the keys of all rows, so `null` and absent look the same."""
-    import pyarrow
-
-    def holds(kind):
-        return pyarrow.types.is_struct(kind) or any(
-            holds(kind.field(i).type) for i in range(kind.num_fields)
-        )
-
-    names = [field.name for field in schema if holds(field.type)]
-    if names and notes is not None:
-        notes.append(
-            f"{path}: {', '.join(names)}: Arrow gives each object the keys of all rows; "
-            "what is null there is read as absent"
-        )
-
-# %% ../../nbs/lib/data/records.ipynb #c026
-def parquet_records(
-    stream,  # the bytes of a Parquet file
-    path,
-    notes: list = None,  # as in `read_records`
-):
-    """Yields (row, value, reason) for each row. A part that is damaged is one error.
-    Raises `UserError` if the file is no Parquet."""
-    import pyarrow.parquet
-
-    errors = (pyarrow.ArrowException, OSError, ValueError, OverflowError)
-    try:
-        table = pyarrow.parquet.ParquetFile(stream)
-    except errors as error:
-        raise UserError(
-            f"{path}: this Parquet file cannot be read ({str(error).splitlines()[0][:200]})."
-        ) from None
-    note_nulls(table.schema_arrow, path, notes)
-    row = 0
-    for part in range(table.num_row_groups):
-        end, reason = row + table.metadata.row_group(part).num_rows, "they are missing"
-        try:
-            for batch in table.iter_batches(1000, row_groups=[part], use_threads=False):
-                for row, record in enumerate(batch.to_pylist(), row + 1):
-                    yield from row_records(record, row, path, notes)
-        except errors as error:
-            reason = str(error).splitlines()[0][:200]
-        if row < end:
-            yield (
-                row + 1,
-                "",
-                f"the file is damaged, rows {row + 1} to {end} cannot be read: {reason}",
-            )
-        row = end
-
-# %% ../../nbs/lib/data/records.ipynb #c027
-def dataset_records(
-    path,  # a folder
-    notes: list = None,  # as in `read_records`
-):
-    "Yields (row, value, reason) for each row of a dataset, or of several splits, that `save_to_disk` wrote."
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:
-        raise UserError(
-            f"{path}: no dataset can be read from this folder ({str(error)[:200]})."
-        ) from None
-    parts = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
-    for schema in [part.features.arrow_schema for part in parts[:1]]:
-        note_nulls(schema, path, notes)
-    row = 0
-    try:
-        for row, record in enumerate(chain.from_iterable(parts), 1):
-            yield from row_records(record, row, path, notes)
-    except Exception as error:
-        yield (
-            row + 1,
-            "",
-            f"the dataset is damaged, what follows row {row} cannot be read: {str(error)[:200]}",
-        )
-
-# %% ../../nbs/lib/data/records.ipynb #c029
+# %% ../../nbs/lib/data/records.ipynb #c004
 def is_table(
     first: str,  # line of a text
     name: str,  # of the file
@@ -390,7 +30,7 @@ def is_table(
     cells = {cell for delimiter in ",\t;" for cell in split_cells(first, delimiter)}
     return bool(cells & {"user", "query", "messages", "conversations", "text"})
 
-# %% ../../nbs/lib/data/records.ipynb #c030
+# %% ../../nbs/lib/data/records.ipynb #c005
 def list_form(
     value: list,  # the JSON list in the first line
     rest: str,  # what follows that line
@@ -402,7 +42,7 @@ def list_form(
     records = all(isinstance(item, dict) or is_triple(item) for item in value)
     return "list" if value and records and not jsonl else "lines"
 
-# %% ../../nbs/lib/data/records.ipynb #c031
+# %% ../../nbs/lib/data/records.ipynb #c006
 def leading_value(
     head: str,  # the beginning of a text
 ) -> object:  # {} for an object of several lines that is longer than the head; None for no JSON
@@ -413,7 +53,7 @@ def leading_value(
         several = head.startswith("{") and "\n" in head.rstrip()
         return {} if several and is_cut_off(error, head) else None
 
-# %% ../../nbs/lib/data/records.ipynb #c032
+# %% ../../nbs/lib/data/records.ipynb #c007
 def spread_form(
     head: str,  # the beginning of a text
     jsonl: bool,  # is it the file's name that says JSONL?
@@ -425,7 +65,7 @@ def spread_form(
     many = jsonl and not re.match(r"\[\s*[\n{]", head)  # then it is one bad line of many
     return "list" if head.startswith("[") and not many else "lines"
 
-# %% ../../nbs/lib/data/records.ipynb #c033
+# %% ../../nbs/lib/data/records.ipynb #c008
 def text_form(
     head: str,  # the beginning of a text
     name: str,  # of the file
@@ -441,7 +81,7 @@ def text_form(
         return list_form(value, rest, jsonl)
     return "lines"
 
-# %% ../../nbs/lib/data/records.ipynb #c035
+# %% ../../nbs/lib/data/records.ipynb #c010
 OTHER_FILES = {
     b"PK\x03\x04": "a zip or Excel file",
     b"\x28\xb5\x2f\xfd": "packed with zstd",
@@ -450,7 +90,7 @@ OTHER_FILES = {
     b"SQLite": "a SQLite database",
 }
 
-# %% ../../nbs/lib/data/records.ipynb #c036
+# %% ../../nbs/lib/data/records.ipynb #c011
 def text_records(
     stream,  # the bytes of a text
     head: bytes,  # their beginning
@@ -478,7 +118,7 @@ def text_records(
     else:
         yield from value_records(text, form == "list")
 
-# %% ../../nbs/lib/data/records.ipynb #c037
+# %% ../../nbs/lib/data/records.ipynb #c012
 def read_head(
     path,  # any file
 ) -> bytes:
@@ -489,7 +129,7 @@ def read_head(
         raise UserError(f"{path}: the packed file is damaged at its beginning ({damage}).")
     return head
 
-# %% ../../nbs/lib/data/records.ipynb #c038
+# %% ../../nbs/lib/data/records.ipynb #c013
 def packed_parquet_records(
     stream,  # the bytes of a Parquet file, which are unpacked while they are read
     path,
@@ -500,7 +140,7 @@ def packed_parquet_records(
         shutil.copyfileobj(stream, unpacked)
         yield from parquet_records(unpacked, path, notes)
 
-# %% ../../nbs/lib/data/records.ipynb #c039
+# %% ../../nbs/lib/data/records.ipynb #c014
 def stream_records(
     stream,  # the bytes of a file
     head: bytes,  # their beginning
@@ -515,7 +155,7 @@ def stream_records(
         return packed_parquet_records(stream, path, notes)
     return parquet_records(stream, path, notes)
 
-# %% ../../nbs/lib/data/records.ipynb #c041
+# %% ../../nbs/lib/data/records.ipynb #c016
 def read_records(
     path,  # JSON, JSONL, CSV or Parquet, each of them also packed with gzip; or a folder of `datasets`
     notes: list = None,  # sentences about the file as a whole are added here

@@ -13,65 +13,19 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import date, timedelta
 from fractions import Fraction
-from functools import lru_cache
-from importlib.resources import files
 from uuid import UUID
 
+from .words import draw_words, name_words, word_kind, word_lists
 from ..tools.check import pattern_fits
 
 # %% ../../nbs/lib/data/sample.ipynb #c004
-@lru_cache
-def word_lists() -> dict:
-    "The words in the package's `synthesise.yaml`."
-    import yaml
-
-    return yaml.safe_load(
-        files("toolcall_ft").joinpath("synthesise.yaml").read_text(encoding="utf-8")
-    )
-
-# %% ../../nbs/lib/data/sample.ipynb #c005
-def draw_words(
-    columns: list,  # of texts, their alternatives divided by |
-    rng: random.Random,  # source of chance
-) -> str:
-    "One alternative of each column, joined; a `#` becomes a digit."
-    text = "".join(rng.choice(column.split("|")) for column in columns)
-    return re.sub("#", lambda _: str(rng.randint(0, 9)), text)
-
-# %% ../../nbs/lib/data/sample.ipynb #c006
-def name_words(name: str) -> list:  # lower case
-    "The words in a name: `sortBy` and `sort_by` are sort, by."
-    return (
-        re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
-        .replace("_", " ")
-        .replace("-", " ")
-        .lower()
-        .split()
-    )
-
-# %% ../../nbs/lib/data/sample.ipynb #c007
-def word_kind(
-    name: str,  # of the argument
-    *descriptions: str,  # of the argument, of its tool
-) -> str:  # a key of `values` in synthesise.yaml
-    "The kind of words that a text argument wants: by its name, else by a description, else `phrase`."
-    named = [word for word in name_words(name) if word != "name"]
-    described = [(re.findall("[a-z]+", text.lower()), text) for text in descriptions]
-    for words, text in [(named, name), *described]:
-        for kind, entry in word_lists()["values"].items():
-            for hint in entry["hints"]:
-                if hint in words or f"{hint}s" in words or (not hint.isascii() and hint in text):
-                    return kind
-    return "person" if "name" in name_words(name) else "phrase"
-
-# %% ../../nbs/lib/data/sample.ipynb #c010
 def draw_hostname(rng: random.Random) -> str:
     "The name of a machine that cannot exist."
     host = rng.choice(["www", "mail", "shop", "api", "data"])
     number = rng.randint(1, 99)
     return f"{host}{number}.example.{rng.choice(['com', 'org', 'net'])}"
 
-# %% ../../nbs/lib/data/sample.ipynb #c011
+# %% ../../nbs/lib/data/sample.ipynb #c005
 SHAPES = {
     "date": lambda rng: str(date(2025, 1, 1) + timedelta(rng.randrange(1095))),
     "time": lambda rng: f"{rng.randrange(24):02}:{rng.randrange(0, 60, 5):02}:00Z",
@@ -95,7 +49,7 @@ SHAPES = {
     "uuid": lambda rng: str(UUID(int=rng.getrandbits(128), version=4)),
 }
 
-# %% ../../nbs/lib/data/sample.ipynb #c012
+# %% ../../nbs/lib/data/sample.ipynb #c006
 SHAPE_HINTS = {
     "email": "email",
     "mail": "email",
@@ -107,7 +61,7 @@ SHAPE_HINTS = {
     "yyyy": "date",
 }  # of arguments without a format
 
-# %% ../../nbs/lib/data/sample.ipynb #c014
+# %% ../../nbs/lib/data/sample.ipynb #c008
 SPACE = " "
 
 DIGITS = "0123456789"
@@ -122,11 +76,11 @@ CATEGORIES = {
     "CATEGORY_NOT_SPACE": LETTERS + DIGITS,
 }
 
-# %% ../../nbs/lib/data/sample.ipynb #c015
+# %% ../../nbs/lib/data/sample.ipynb #c009
 # characters of a text, items of a list; a longer value is nothing that a person says
 LONGEST = 10_000
 
-# %% ../../nbs/lib/data/sample.ipynb #c016
+# %% ../../nbs/lib/data/sample.ipynb #c010
 def class_characters(
     items: list,  # what stands in [...], parsed
 ) -> str:  # the characters to choose from
@@ -145,7 +99,7 @@ def class_characters(
         raise ValueError("a class without plain characters")
     return found
 
-# %% ../../nbs/lib/data/sample.ipynb #c017
+# %% ../../nbs/lib/data/sample.ipynb #c011
 def draw_part(
     kind: str,  # of a node of the tree
     value,  # of the node
@@ -167,7 +121,7 @@ def draw_part(
     hard = "a look-around" if "ASSERT" in kind else kind.lower()
     raise ValueError(f"{hard} in the pattern is not supported")
 
-# %% ../../nbs/lib/data/sample.ipynb #c018
+# %% ../../nbs/lib/data/sample.ipynb #c012
 def add_repeats(
     text: str,  # drawn so far
     repeat: tuple,  # (least, most, the part that repeats)
@@ -181,7 +135,7 @@ def add_repeats(
             raise ValueError(f"more than {LONGEST:,} characters, which nobody would say")
     return text
 
-# %% ../../nbs/lib/data/sample.ipynb #c019
+# %% ../../nbs/lib/data/sample.ipynb #c013
 def draw_match(
     tree,  # of a parsed regular expression
     rng: random.Random,  # source of chance
@@ -196,7 +150,7 @@ def draw_match(
             text += draw_part(kind, value, rng)
     return text
 
-# %% ../../nbs/lib/data/sample.ipynb #c020
+# %% ../../nbs/lib/data/sample.ipynb #c014
 def search_pattern(pattern: str, text: str) -> bool:
     "Does a text match a regular expression? One that takes longer than a second does not."
     try:
@@ -204,7 +158,7 @@ def search_pattern(pattern: str, text: str) -> bool:
     except (ValueError, TimeoutError):
         return False
 
-# %% ../../nbs/lib/data/sample.ipynb #c022
+# %% ../../nbs/lib/data/sample.ipynb #c016
 def match_pattern(
     pattern: str,  # as in a schema
     rng: random.Random,  # source of chance
@@ -220,7 +174,7 @@ def match_pattern(
         raise ValueError(f"the pattern {pattern[:60]!r}: no match found")
     return text
 
-# %% ../../nbs/lib/data/sample.ipynb #c025
+# %% ../../nbs/lib/data/sample.ipynb #c019
 def number_bounds(
     schema: dict,  # of a number
     *keys: str,  # keywords
@@ -228,7 +182,7 @@ def number_bounds(
     "The bounds that a schema gives under some keywords, exactly."
     return [Fraction(str(schema[key])) for key in keys if key in schema]
 
-# %% ../../nbs/lib/data/sample.ipynb #c026
+# %% ../../nbs/lib/data/sample.ipynb #c020
 def likely_range(
     schema: dict,  # of a number
     step: Fraction,  # between two values
@@ -242,7 +196,7 @@ def likely_range(
         high = max(Fraction(100), low + 100 * step)
     return low, high
 
-# %% ../../nbs/lib/data/sample.ipynb #c027
+# %% ../../nbs/lib/data/sample.ipynb #c021
 def number_range(
     schema: dict,  # of a number
     step: Fraction,  # between two values
@@ -256,7 +210,7 @@ def number_range(
         top -= 1
     return bottom, top
 
-# %% ../../nbs/lib/data/sample.ipynb #c028
+# %% ../../nbs/lib/data/sample.ipynb #c022
 def sample_number(
     schema: dict,  # of a number or an integer
     rng: random.Random,  # source of chance
@@ -272,7 +226,7 @@ def sample_number(
     value = step * rng.randint(bottom, top)
     return int(value) if value == int(value) else float(value)
 
-# %% ../../nbs/lib/data/sample.ipynb #c031
+# %% ../../nbs/lib/data/sample.ipynb #c025
 def follow(
     reference: str,  # like #/$defs/Room
     root: dict,  # the tool's parameters
@@ -287,7 +241,7 @@ def follow(
             target = target.get(key) if isinstance(target, dict) else None
     return target if isinstance(target, dict) else {}
 
-# %% ../../nbs/lib/data/sample.ipynb #c032
+# %% ../../nbs/lib/data/sample.ipynb #c026
 def resolve(
     schema,  # any schema inside the tool's parameters
     root: dict,  # the tool's parameters
@@ -310,7 +264,7 @@ def resolve(
             merged["required"] = required
     return merged
 
-# %% ../../nbs/lib/data/sample.ipynb #c035
+# %% ../../nbs/lib/data/sample.ipynb #c029
 @dataclass
 class Kit:
     "What a draw needs: the source of chance, the tools by name, and the user's pools, phrasings and languages."
@@ -321,7 +275,7 @@ class Kit:
     phrasings: dict
     languages: tuple
 
-# %% ../../nbs/lib/data/sample.ipynb #c036
+# %% ../../nbs/lib/data/sample.ipynb #c030
 def find_pool(
     kit: Kit,
     where: tuple,  # (tool, argument, ...)
@@ -331,7 +285,7 @@ def find_pool(
     names = (f"{tool}.{'.'.join(path)}", ".".join(path), path[-1]) if path else ()
     return next((kit.pools[name] for name in names if name in kit.pools), None)
 
-# %% ../../nbs/lib/data/sample.ipynb #c038
+# %% ../../nbs/lib/data/sample.ipynb #c032
 def rarely(
     options: list,  # to choose from
     null,  # the option that nobody means
@@ -340,7 +294,7 @@ def rarely(
     "The options with null only now and then, unless it is the only one."
     return [option for option in options if option != null or rng.random() < 0.1] or options
 
-# %% ../../nbs/lib/data/sample.ipynb #c039
+# %% ../../nbs/lib/data/sample.ipynb #c033
 def one_type(schema: dict, rng: random.Random) -> str:
     "The JSON type to draw: the schema's, or what its keywords speak of; `null` only now and then if there is another."
     spoken_of = {"properties": "object", "items": "array", "minimum": "number", "maximum": "number"}
@@ -350,7 +304,7 @@ def one_type(schema: dict, rng: random.Random) -> str:
     kinds = [kinds] if isinstance(kinds, str) else kinds
     return rng.choice(rarely(kinds, "null", rng))
 
-# %% ../../nbs/lib/data/sample.ipynb #c040
+# %% ../../nbs/lib/data/sample.ipynb #c034
 def text_shape(
     schema: dict,  # of a text
     name: str,  # of the argument
@@ -360,7 +314,7 @@ def text_shape(
     hints = (SHAPE_HINTS[word] for word in words if word in SHAPE_HINTS)
     return schema.get("format") or next(hints, None)
 
-# %% ../../nbs/lib/data/sample.ipynb #c041
+# %% ../../nbs/lib/data/sample.ipynb #c035
 def text_columns(
     kit: Kit,  # what a draw needs
     schema: dict,  # of a text
@@ -371,7 +325,7 @@ def text_columns(
     kind = word_kind(where[-1], str(schema.get("description") or ""), told)
     return word_lists()["values"][kind]
 
-# %% ../../nbs/lib/data/sample.ipynb #c042
+# %% ../../nbs/lib/data/sample.ipynb #c036
 def sample_text(
     kit: Kit,  # what a draw needs
     schema: dict,  # of a text
@@ -396,7 +350,7 @@ def sample_text(
         text += word_lists()["glue"][language]["space"] + draw_words(columns, kit.rng)
     return text[: schema.get("maxLength", len(text))].strip()
 
-# %% ../../nbs/lib/data/sample.ipynb #c043
+# %% ../../nbs/lib/data/sample.ipynb #c037
 def sample_leaf(kit: Kit, schema: dict, where: tuple, language: str):
     "A text or a number. Raises `ValueError` that names the argument."
     try:
@@ -406,7 +360,7 @@ def sample_leaf(kit: Kit, schema: dict, where: tuple, language: str):
     except ValueError as error:
         raise ValueError(f"{'.'.join(where)}: {error}") from None
 
-# %% ../../nbs/lib/data/sample.ipynb #c045
+# %% ../../nbs/lib/data/sample.ipynb #c039
 def array_size(
     schema: dict,  # of a list
     where: tuple,  # (tool, argument, ...)
@@ -421,7 +375,7 @@ def array_size(
         most = min(most, len(first))
     return least, most
 
-# %% ../../nbs/lib/data/sample.ipynb #c046
+# %% ../../nbs/lib/data/sample.ipynb #c040
 def item_schema(
     schema: dict,  # of a list
     index: int,  # of the item
@@ -430,7 +384,7 @@ def item_schema(
     first = schema.get("prefixItems", [])
     return first[index] if index < len(first) else schema.get("items", {})
 
-# %% ../../nbs/lib/data/sample.ipynb #c047
+# %% ../../nbs/lib/data/sample.ipynb #c041
 def draw_items(
     draw,  # a function: index of an item -> a value
     size: int,  # how many are wanted
@@ -450,7 +404,7 @@ def draw_items(
             values.append(value)
     return values
 
-# %% ../../nbs/lib/data/sample.ipynb #c048
+# %% ../../nbs/lib/data/sample.ipynb #c042
 def sample_array(kit: Kit, schema: dict, where: tuple, language: str) -> list:
     """One to three values, or as many as the schema wants.
 
@@ -466,7 +420,7 @@ def sample_array(kit: Kit, schema: dict, where: tuple, language: str) -> list:
         values.append(deepcopy(kit.rng.choice(values)))
     return values
 
-# %% ../../nbs/lib/data/sample.ipynb #c049
+# %% ../../nbs/lib/data/sample.ipynb #c043
 def sample_object(kit: Kit, schema: dict, where: tuple, language: str) -> dict:
     "Its required properties, and each other one or not. An object without properties gets a key of its own."
     properties, required = schema.get("properties", {}), schema.get("required", [])
@@ -479,7 +433,7 @@ def sample_object(kit: Kit, schema: dict, where: tuple, language: str) -> dict:
     key = kit.rng.choice(["colour", "title", "city", "code"])
     return {key: sample_value(kit, schema.get("additionalProperties", {}), (*where, key), language)}
 
-# %% ../../nbs/lib/data/sample.ipynb #c050
+# %% ../../nbs/lib/data/sample.ipynb #c044
 def sample_type(
     kit: Kit,  # what a draw needs
     schema: dict,  # with one type
@@ -495,7 +449,7 @@ def sample_type(
     draw = {"array": sample_array, "object": sample_object}.get(kind, sample_leaf)
     return draw(kit, schema, where, language)
 
-# %% ../../nbs/lib/data/sample.ipynb #c051
+# %% ../../nbs/lib/data/sample.ipynb #c045
 def draw_branch(
     schema: dict,  # with `anyOf` or `oneOf`
     branches: list,  # what stands there
@@ -506,7 +460,7 @@ def draw_branch(
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "oneOf")}
     return {"allOf": [rest, branch]}
 
-# %% ../../nbs/lib/data/sample.ipynb #c052
+# %% ../../nbs/lib/data/sample.ipynb #c046
 def listed_values(
     schema: dict,  # of an argument
     rng: random.Random,  # source of chance
@@ -520,7 +474,7 @@ def listed_values(
         return schema["examples"]
     return []
 
-# %% ../../nbs/lib/data/sample.ipynb #c054
+# %% ../../nbs/lib/data/sample.ipynb #c048
 def sample_value(
     kit: Kit,  # what a draw needs
     schema,  # of the argument

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "adapter": ["export_adapter"],
         "compressed": ["checkpoint_table", "make_checkpoint"],
         "convert": ["check_gguf", "convert_gguf", "read_gguf"],
-        "gguf": ["GGUF_TYPES", "export_gguf", "format_table"],
+        "gguf": ["export_gguf", "format_table"],
         "imatrix": ["make_imatrix"],
         "llamacpp": ["build_llama_cpp", "find_llama_cpp"],
     },

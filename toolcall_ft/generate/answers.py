@@ -15,10 +15,33 @@ from .engines import choose_engine, compile_grammar
 from .grammar import tool_grammar
 from .model import make_batches, pad_left
 from ..template.rows import encode_prompt
-from ..tools.formats import parse_calls
+
 from ..tools.normalize import canonical_messages
+from ..tools.formats import tool_format
 
 # %% ../../nbs/04_constrained_generation.ipynb #c019
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+}
+
+
+def common_cache(
+    model,
+    ids,  # token ids, (rows, tokens)
+    start: int,  # so many tokens are the same in all rows
+):  # transformers.Cache
+    "The start that all prompts of a batch share, computed once."
+    read = model(input_ids=ids[:1, :start], use_cache=True, logits_to_keep=1)
+    cache = read.past_key_values
+    cache.batch_repeat_interleave(len(ids))
+    return cache
+
+# %% ../../nbs/04_constrained_generation.ipynb #c020
 def generate_batch(
     model,
     tokenizer,
@@ -30,43 +53,42 @@ def generate_batch(
     "The most likely continuation of each prompt, token by token (greedy), up to and including the end-of-text token."
     import torch
 
-    processors = (
-        [compile_grammar(grammar, tokenizer, choose_engine(engine), model.config.vocab_size)()]
-        if grammar
-        else []
-    )
+    processors = []
+    if grammar:
+        vocab_size = model.config.vocab_size
+        processors = [compile_grammar(grammar, tokenizer, choose_engine(engine), vocab_size)()]
     end = tokenizer.eos_token_id
     start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
-    inputs = {
-        name: tensor.to(model.device) for name, tensor in pad_left(prompts, end, start).items()
-    }
+    padded = pad_left(prompts, end, start)
+    inputs = {name: tensor.to(model.device) for name, tensor in padded.items()}
     with torch.inference_mode():
         if start:
-            cache = model(
-                input_ids=inputs["input_ids"][:1, :start], use_cache=True, logits_to_keep=1
-            ).past_key_values
-            cache.batch_repeat_interleave(len(prompts))
-            inputs["past_key_values"] = cache
+            inputs["past_key_values"] = common_cache(model, inputs["input_ids"], start)
         output = model.generate(
             **inputs,
+            **GREEDY,
             logits_processor=processors,
             max_new_tokens=max_new_tokens,
             eos_token_id=end,
             pad_token_id=end,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            temperature=None,
-            top_p=None,
-            top_k=None,
         )
     rows = output[:, inputs["input_ids"].shape[1] :].tolist()
     return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
-# %% ../../nbs/04_constrained_generation.ipynb #c021
+# %% ../../nbs/04_constrained_generation.ipynb #c022
 CUT_OFF = "cut off"
 
-# %% ../../nbs/04_constrained_generation.ipynb #c022
+# %% ../../nbs/04_constrained_generation.ipynb #c023
+def request_prompt(
+    request: dict,  # {"messages", "tools"}
+    tokenizer,
+    thinking: bool,  # as in `generate_answers`
+) -> list:  # token ids
+    "The prompt of a request, exactly as in training."
+    messages = canonical_messages(request["messages"], request.get("tools"))
+    return encode_prompt({**request, "messages": messages}, tokenizer, thinking)
+
+# %% ../../nbs/04_constrained_generation.ipynb #c024
 def generate_answers(
     model,
     tokenizer,
@@ -79,25 +101,14 @@ def generate_answers(
     thinking: bool = None,  # as the model was trained: on, off, or as its template does by itself
 ) -> list:  # {"content", "calls", "errors", "text", "seconds"}, in the order of the requests
     "Ask a model, in batches; the answers are parsed into content, calls and errors."
-    prompts = [
-        encode_prompt(
-            {**request, "messages": canonical_messages(request["messages"], request.get("tools"))},
-            tokenizer,
-            thinking,
-        )
-        for request in requests
-    ]  # as in training
+    prompts = [request_prompt(request, tokenizer, thinking) for request in requests]
+    batches = make_batches(requests, list(map(len, prompts)), batch_size)
     answers = [None] * len(requests)
-    for batch in tqdm(
-        make_batches(requests, list(map(len, prompts)), batch_size),
-        unit="batch",
-        leave=False,
-        disable=None,
-    ):  # None: shown in a terminal only
+    # disable=None: the bar is shown in a terminal only
+    for batch in tqdm(batches, unit="batch", leave=False, disable=None):
         start = time.perf_counter()
-        grammar = (
-            tool_grammar(requests[batch[0]].get("tools") or [], required) if constrained else None
-        )
+        tools = requests[batch[0]].get("tools") or []
+        grammar = tool_grammar(tools, required, tool_format(tokenizer)) if constrained else None
         rows = generate_batch(
             model, tokenizer, [prompts[i] for i in batch], grammar, engine, max_new_tokens
         )
@@ -105,7 +116,7 @@ def generate_answers(
             answers[i] = read_answer(tokenizer, row) | {"seconds": time.perf_counter() - start}
     return answers
 
-# %% ../../nbs/04_constrained_generation.ipynb #c023
+# %% ../../nbs/04_constrained_generation.ipynb #c025
 def read_answer(
     tokenizer,
     row: list,  # generated token ids
@@ -115,11 +126,11 @@ def read_answer(
     text = tokenizer.decode(
         row[:-1] if whole else row, skip_special_tokens=False, clean_up_tokenization_spaces=False
     ).strip()
-    content, calls, errors = parse_calls(text)
+    content, calls, errors = tool_format(tokenizer).parse(text)
     errors = errors if whole else [f"{CUT_OFF} after {len(row)} tokens", *errors]
     return {"content": content, "calls": calls, "errors": errors, "text": text}
 
-# %% ../../nbs/04_constrained_generation.ipynb #c024
+# %% ../../nbs/04_constrained_generation.ipynb #c026
 def generate_text(
     model,
     tokenizer,
@@ -141,7 +152,7 @@ def generate_text(
     )
     return [answer["text"] for answer in answers]
 
-# %% ../../nbs/04_constrained_generation.ipynb #c025
+# %% ../../nbs/04_constrained_generation.ipynb #c027
 def transformers_answerer(
     model,
     tokenizer,

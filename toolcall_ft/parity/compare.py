@@ -22,7 +22,7 @@ from ..template.learn import template_facts
 from ..template.look import show_bytes, tokens_bytes
 from ..template.rows import encode_example, encode_prompt
 from ..tools.check import check_call
-from ..tools.formats import parse_calls
+from ..tools.formats import ToolFormat, tool_format
 
 # %% ../../nbs/lib/parity/compare.ipynb #c004
 def prompt_differences(
@@ -84,14 +84,15 @@ NEAR_TIE = 0.25  # logits: below it the best token is at most 1.28 times as prob
 
 def unread_call(
     answer: dict,  # from an answerer
+    form: ToolFormat,  # of the model
 ) -> str:  # the text; empty if there is none
     "The text of an answer in which there is a call that nobody took out of it."
-    content, calls, _ = parse_calls(answer["text"])
+    content, calls, _ = form.parse(answer["text"])
     if (content, calls) == (answer["content"], answer["calls"]):
         text = answer["text"]  # not a server's, which is JSON
     else:
         text = "" if answer["calls"] else answer["content"]
-    _, calls, errors = parse_calls(text)
+    _, calls, errors = form.parse(text)
     return text if errors or calls != answer["calls"] else ""
 
 # %% ../../nbs/lib/parity/compare.ipynb #c012
@@ -124,7 +125,7 @@ def answer_ids(
     thinking: bool = None,  # as in training
 ) -> list:  # token ids; None if they cannot be known
     "The tokens that a model writes to give an answer, in the form of training. Errors as in `encode_example`."
-    text, cut_off = unread_call(answer), cut_offs(answer)
+    text, cut_off = unread_call(answer, tool_format(tokenizer)), cut_offs(answer)
     if answer.get("unanswered") or not (text or all(cut_off)):
         return None
     if "\ufffd" in show_answer(answer):

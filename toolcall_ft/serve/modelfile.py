@@ -15,106 +15,77 @@ from ..base.files import write_text
 from ..base.jsontext import dump_json
 from ..export.convert import read_gguf
 from ..export.llamacpp import find_llama_cpp
+from ..tools.formats import HERMES, TOOL_FORMATS
+from importlib.resources import files
 
 # %% ../../nbs/07_ollama_test.ipynb #c008
-QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."  # what Qwen2.5's template says if nobody else does
+# what Qwen2.5's template says if nobody else does
+QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
 GO_JSON = """{{- define "json" }}{{ $kind := printf "%T" . }}
-{{- if eq $kind "string" }}{{ if eq (len .) (len (html .)) }}{{ json . }}{{ else }}{{ printf "%q" . }}{{ end }}
-{{- else if eq $kind "[]interface {}" }}[{{ range $index, $item := . }}{{ if $index }}, {{ end }}{{ template "json" $item }}{{ end }}]
-{{- else if eq $kind "map[string]interface {}" }}{{ "{" }}{{ $comma := "" }}{{ range $key, $item := . }}{{ $comma }}{{ printf "%q" $key }}: {{ template "json" $item }}{{ $comma = ", " }}{{ end }}}
+{{- if eq $kind "string" }}{{ if eq (len .) (len (html .)) }}\
+{{ json . }}{{ else }}{{ printf "%q" . }}{{ end }}
+{{- else if eq $kind "[]interface {}" }}[\
+{{ range $index, $item := . }}{{ if $index }}, {{ end }}\
+{{ template "json" $item }}{{ end }}]
+{{- else if eq $kind "map[string]interface {}" }}\
+{{ "{" }}{{ $comma := "" }}{{ range $key, $item := . }}{{ $comma }}\
+{{ printf "%q" $key }}: {{ template "json" $item }}\
+{{ $comma = ", " }}{{ end }}}
 {{- else }}{{ json . }}{{ end }}{{ end }}"""
-
-GO_TEMPLATE = """@JSON@{{- $first := index .Messages 0 }}<|im_start|>system
-{{ if eq $first.Role "system" }}{{ $first.Content }}{{ else }}@SYSTEM@{{ end }}
-{{- if .Tools }}
-
-# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
-{{- range .Tools }}
-{{ @TOOL@ }}
-{{- end }}
-</tools>
-
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
-<tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call>
-{{- end }}<|im_end|>
-{{ $before := "" }}
-{{- range $index, $message := .Messages }}
-{{- if and (eq $before "tool") (ne .Role "tool") }}<|im_end|>
-{{ end }}
-{{- if or (eq .Role "user") (and $index (eq .Role "system")) }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ else if eq .Role "assistant" }}<|im_start|>assistant
-{{- if or .Content (not .ToolCalls) }}
-{{ .Content }}
-{{- end }}
-{{- if .ToolCalls }}
-{{- range .ToolCalls }}
-<tool_call>
-{"name": "{{ .Function.Name }}", "arguments": {{ "{" }}{{ $comma := "" }}{{ $arguments := .Function.Arguments }}{{ @ARGUMENTS@ }}}}
-</tool_call>
-{{- end }}
-{{- end }}<|im_end|>
-{{ else if eq .Role "tool" }}
-{{- if ne $before "tool" }}<|im_start|>user
-{{- end }}
-<tool_response>
-{{ .Content }}
-</tool_response>
-{{- end }}
-{{- $before = .Role }}
-{{- end }}
-{{- if eq $before "tool" }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
 
 # %% ../../nbs/07_ollama_test.ipynb #c009
 def go_arguments(
     tool: dict,  # a clean tool, or None for any other
 ) -> str:  # Go template text
-    "The arguments of a call, in the schema's order: Go's own order is the alphabet's. Those that the schema does not name come last."
-    entry = '{{ $comma }}{{ printf "%q" $key }}: {{ template "json" $value }}{{ $comma = ", " }}{{ end }}{{ end }}'
-    names = (
-        [dump_json(name) for name in tool["function"]["parameters"].get("properties", {})]
-        if tool
-        else []
+    """The arguments of a call, in the schema's order: Go's own order is the alphabet's.
+
+    Those that the schema does not name come last.
+    """
+    entry = (
+        '{{ $comma }}{{ printf "%q" $key }}: {{ template "json" $value }}'
+        '{{ $comma = ", " }}{{ end }}{{ end }}'
     )
-    tests = [f"eq $key {name}" for name in names] + [
-        f"not (eq $key {' '.join(names)})" if names else "true"
-    ]
-    return "".join(
-        "{{ range $key, $value := $arguments }}{{ if " + test + " }}" + entry for test in tests
-    )
+    properties = tool["function"]["parameters"].get("properties", {}) if tool else {}
+    names = [dump_json(name) for name in properties]
+    tests = [f"eq $key {name}" for name in names]
+    tests.append(f"not (eq $key {' '.join(names)})" if names else "true")
+    begin = "{{ range $key, $value := $arguments }}{{ if "
+    return "".join(begin + test + " }}" + entry for test in tests)
 
 # %% ../../nbs/07_ollama_test.ipynb #c010
+def go_cases(
+    tool: dict,  # a clean tool
+) -> tuple:  # (of its line in the list of tools, of the arguments of its calls)
+    "The two branches that a tool adds to a Go template."
+    function = tool["function"]
+    named = f"eq .Function.Name {dump_json(function['name'])}"
+    described = f"eq .Function.Description {dump_json(function['description'])}"
+    written = dump_json(dump_json(tool))
+    return (
+        f"if and ({named}) ({described}) }}}}{{{{ {written} }}}}{{{{ else ",
+        f"if {named} }}}}{go_arguments(tool)}{{{{ else ",
+    )
+
+# %% ../../nbs/07_ollama_test.ipynb #c011
 def go_template(
     tools: list,  # clean tools; others are printed as Go prints them
     system: str = "",  # what is said where there is no system message
 ) -> str:
     "Qwen2.5's chat template in Go's language, with the lines of some tools written in, byte for byte."
-    lines, arguments = "", ""
-    for tool in tools:
-        function = tool["function"]
-        lines += f"if and (eq .Function.Name {dump_json(function['name'])}) (eq .Function.Description {dump_json(function['description'])}) }}}}{{{{ {dump_json(dump_json(tool))} }}}}{{{{ else "
-        arguments += (
-            f"if eq .Function.Name {dump_json(function['name'])} }}}}{go_arguments(tool)}{{{{ else "
-        )
+    cases = [go_cases(tool) for tool in tools]
+    lines = "".join(line for line, _ in cases)
+    arguments = "".join(argument for _, argument in cases)
     parts = {
         "@JSON@": GO_JSON,
         "@SYSTEM@": system,
         "{{ @TOOL@ }}": "{{ " + lines + "if true }}{{ . }}{{ end }}",
         "{{ @ARGUMENTS@ }}": "{{ " + arguments + "if true }}" + go_arguments(None) + "{{ end }}",
     }
-    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], GO_TEMPLATE)
+    source = (files("toolcall_ft") / HERMES.ollama_template).read_text(encoding="utf-8")
+    return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], source)
 
-# %% ../../nbs/07_ollama_test.ipynb #c012
+# %% ../../nbs/07_ollama_test.ipynb #c013
 def write_modelfile(
     gguf,  # the file that Ollama is to serve
     output,  # where to write the Modelfile
@@ -122,22 +93,27 @@ def write_modelfile(
     go_tools: list = None,  # for an Ollama before 2026: write a Go TEMPLATE too, for these tools
     max_new_tokens: int = 1024,  # of an answer; Ollama's own limit is ten times the context
 ) -> Path:  # of the Modelfile
-    "Write a Modelfile for a GGUF with Qwen's chat template: temperature 0, limits, stop tokens. Raises `UserError` for another template."
-    fields, output = read_gguf(gguf, find_llama_cpp(["convert"]))["fields"], Path(output)
+    """Write a Modelfile for a GGUF whose chat template writes calls: temperature 0, limits, stop tokens.
+
+    Raises `UserError` for a template whose `ToolFormat` is not known.
+    """
+    fields = read_gguf(gguf, find_llama_cpp(["convert"]))["fields"]
     template = fields.get("tokenizer.chat_template", "")
-    if "<tool_call>" not in template or "<|im_start|>" not in template:
+    form = next((form for form in TOOL_FORMATS if form.is_in(template)), None)
+    if form is None:
         raise UserError(
-            f"{gguf}: its chat template is not Qwen's, and Ollama would say that the model does not support tools. Export it again from a folder whose tokenizer has the right template."
+            f"{gguf}: its chat template is not Qwen's, nor Llama 3's, and Ollama would say that the model "
+            "does not support tools. Export it again from a folder whose tokenizer has the right template."
         )
-    source = os.path.relpath(gguf, output.parent)
-    go = (
-        f'TEMPLATE """{go_template(go_tools, QWEN_SYSTEM if QWEN_SYSTEM in template else "")}"""\n\n'
-        if go_tools is not None
-        else ""
-    )
+    output = Path(output)
+    go = ""
+    if go_tools is not None and form.ollama_template:
+        system = QWEN_SYSTEM if QWEN_SYSTEM in template else ""
+        go = f'TEMPLATE """{go_template(go_tools, system)}"""\n\n'
     write_text(
         output,
-        f"FROM ./{source}\n\n{go}PARAMETER temperature 0\nPARAMETER num_ctx {context}\nPARAMETER num_predict {max_new_tokens}\n"
-        'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|endoftext|>"\n',
+        f"FROM ./{os.path.relpath(gguf, output.parent)}\n\n{go}"
+        f"PARAMETER temperature 0\nPARAMETER num_ctx {context}\nPARAMETER num_predict {max_new_tokens}\n"
+        + "".join(f'PARAMETER stop "{stop}"\n' for stop in form.stops),
     )
     return output

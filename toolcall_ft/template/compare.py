@@ -12,7 +12,8 @@ import re
 
 from .control import BREAK
 from .learn import template_facts
-from .look import show_bytes, token_roles, tokens_bytes
+from .look import RESULT_TAGS, show_bytes, token_roles, tokens_bytes
+from ..tools.formats import TOOL_FORMATS
 
 # %% ../../nbs/lib/template/compare.ipynb #c005
 def json_around(
@@ -75,18 +76,16 @@ def name_field(
     role: str,  # of the turn
 ) -> str:  # such as "arguments of a call"
     "Which part of a turn it is"
-    inside = lambda tag: before.rfind(f"<{tag}>") > before.rfind(f"</{tag}>")
-    if role == "system" and inside("tools"):
+    inside = lambda tag: before.rfind(tag) > before.rfind(tag.replace("<", "</"))
+    if role == "system" and inside("<tools>"):
         return f"tool definition {before[before.rfind('<tools>') :].strip().count(chr(10)) or 1}"
-    if role == "tool" or inside("tool_response"):
+    if role == "tool" or any(map(inside, RESULT_TAGS)):
         return "result of a tool"
-    if not inside("tool_call"):
-        return "header" if "\n" not in before else "content"
-    return (
-        "arguments of a call"
-        if '"arguments"' in before[before.rfind("<tool_call>") :]
-        else "name of a call"
-    )
+    for form in TOOL_FORMATS:
+        call = form.open_call(before)
+        if call:
+            return "arguments of a call" if f'"{form.arguments}"' in call else "name of a call"
+    return "header" if "\n" not in before else "content"
 
 # %% ../../nbs/lib/template/compare.ipynb #c011
 def common_start(

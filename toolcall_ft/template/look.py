@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from .control import split_tokenizer
 from .learn import template_facts
+from ..tools.formats import TOOL_FORMATS
 
 # %% ../../nbs/lib/template/look.ipynb #c005
 @lru_cache
@@ -94,6 +95,10 @@ ROLE_WORDS = {
 }
 
 
+# how a user's turn begins that is a tool's result
+RESULT_TAGS = tuple(form.result_opening for form in TOOL_FORMATS if form.result_opening)
+
+
 def turn_role(
     head: str,  # how a turn begins, behind its first control token
 ) -> str:  # "system", "user", "assistant" or "tool"
@@ -101,7 +106,7 @@ def turn_role(
     word = (re.findall("[a-z]+", head.lower()) or ["system"])[0]
     return (
         "tool"
-        if word == "user" and head.partition("\n")[2].startswith("<tool_response>")
+        if word == "user" and head.partition("\n")[2].startswith(RESULT_TAGS)
         else ROLE_WORDS.get(word, word)
     )
 

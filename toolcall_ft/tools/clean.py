@@ -10,134 +10,12 @@ import re
 
 from ..base.errors import UserError
 from ..base.jsontext import dump_json, parse_json
-from .loose import JSON_TYPES, any_of, clean_type, modern_field, prose_enum
+from .loose import clean_type, modern_field
 from .normalize import canonical, canonical_argument
 from .schema import check_schema, tool_schema
+from .types import clean_types
 
 # %% ../../nbs/lib/tools/clean.ipynb #c004
-def type_names(
-    written,  # what a field has under `type`
-) -> list:
-    "The names of types: one, a list of them, or none if it is something else."
-    if isinstance(written, str):
-        return [written]
-    is_list = isinstance(written, list) and all(isinstance(name, str) for name in written)
-    return written if is_list else []
-
-# %% ../../nbs/lib/tools/clean.ipynb #c005
-def type_words(
-    schema: dict,  # from `clean_type`
-) -> str:
-    "A translated type, for a sentence."
-    if not schema:
-        return "anything"
-    return repr(schema["type"]) if list(schema) == ["type"] else dump_json(schema)
-
-# %% ../../nbs/lib/tools/clean.ipynb #c006
-def translate_type(
-    field: dict,  # the schema of one argument; changed in place
-    where: str,  # how to name it in a message
-    repairs: list,  # a sentence is added here
-) -> None:
-    "Translate the type of a field, a name or a list of names. An unknown type raises `UserError`."
-    written = field.get("type")
-    names = type_names(written)
-    if set(names) <= set(JSON_TYPES) and len(set(names)) == len(names):
-        return
-    try:
-        cleaned = any_of([clean_type(name) for name in names])
-    except ValueError as error:
-        raise UserError(f"{where}: {error}.") from None
-    rest = {key: value for key, value in field.items() if key != "type"}
-    field.clear()
-    field.update({**cleaned, **rest})
-    repairs.append(f"{where}: type {written!r} became {type_words(cleaned)}")
-
-# %% ../../nbs/lib/tools/clean.ipynb #c007
-def lift_choices(
-    field: dict,  # the schema of one argument; changed in place
-    where: str,  # how to name it in a message
-    repairs: list,  # a sentence is added here
-) -> None:
-    "Move the permitted values of a text out of its description."
-    told = {"enum", "const", "anyOf", "oneOf", "allOf", "$ref", "properties", "items"} & set(field)
-    is_text = field.get("type", "string") == "string" and not told
-    if not is_text or not isinstance(field.get("description"), str):
-        return
-    field["description"], values = prose_enum(field["description"])
-    if values:
-        field["enum"] = values
-        repairs.append(f"{where}: permitted values {values} lifted out of the description")
-
-# %% ../../nbs/lib/tools/clean.ipynb #c009
-def permitted_values(
-    field: dict,  # the schema of one argument
-) -> list:
-    "The values under `enum` or `const`."
-    if isinstance(field.get("enum"), list):
-        return field["enum"]
-    return [field["const"]] if "const" in field else []
-
-# %% ../../nbs/lib/tools/clean.ipynb #c010
-def known_types(
-    field: dict,  # the schema of one argument
-):  # a list of `JSON_TYPES`, or None
-    "The types that a field permits; None if it is not a valid schema, which is told later."
-    kinds = field.get("type", list(JSON_TYPES))
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    is_list = isinstance(kinds, (list, tuple))
-    return kinds if is_list and all(kind in JSON_TYPES for kind in kinds) else None
-
-# %% ../../nbs/lib/tools/clean.ipynb #c011
-def has_type(
-    value,  # anything JSON can hold
-    kinds: list,  # of `JSON_TYPES`
-) -> bool:
-    "Is a value of one of these types?"
-    from jsonschema import Draft202012Validator
-
-    checker = Draft202012Validator.TYPE_CHECKER
-    return any(checker.is_type(value, kind) for kind in kinds)
-
-# %% ../../nbs/lib/tools/clean.ipynb #c012
-def clean_values(
-    field: dict,  # the schema of one argument; changed in place
-    where: str,  # how to name it in a message
-    repairs: list,  # a sentence is added here
-) -> None:
-    """Drop permitted values that their own type refuses.
-
-    If it refuses all of them, they are those of the items in an array; elsewhere the type goes.
-    """
-    kinds = known_types(field)
-    values = permitted_values(field) if kinds is not None else []
-    wrong = [value for value in values if not has_type(value, kinds)]
-    if not wrong:
-        return
-    items = field.get("items", {})
-    said = f"{where}: permitted values {dump_json(wrong)[:200]} are not of type {field['type']!r}: "
-    if len(wrong) < len(values):
-        field["enum"] = [value for value in values if has_type(value, kinds)]
-        repairs.append(said + "dropped")
-    elif kinds == ["array"] and "enum" in field and isinstance(items, dict):
-        field["items"] = {**items, "enum": field.pop("enum")}
-        repairs.append(said + "they are those of its items")
-    else:
-        del field["type"]
-        repairs.append(said + "the type is dropped")
-
-# %% ../../nbs/lib/tools/clean.ipynb #c013
-def clean_types(
-    field: dict,  # the schema of one argument; changed in place
-    where: str,  # how to name it in a message
-    repairs: list,  # sentences are added here
-) -> None:
-    "Translate the type of a field, and make its permitted values fit it."
-    translate_type(field, where, repairs)
-    lift_choices(field, where, repairs)
-    clean_values(field, where, repairs)
-
-# %% ../../nbs/lib/tools/clean.ipynb #c017
 def text_field(
     text: str,  # what somebody wrote in place of a schema
 ) -> dict:
@@ -149,7 +27,7 @@ def text_field(
             return {"type": "string", "description": text}
     return {"type": text}
 
-# %% ../../nbs/lib/tools/clean.ipynb #c018
+# %% ../../nbs/lib/tools/clean.ipynb #c005
 SCHEMA_TABLES = ("$defs", "definitions", "patternProperties", "dependentSchemas")
 
 INSIDE = (
@@ -170,7 +48,7 @@ INSIDE = (
     *SCHEMA_TABLES,
 )  # keywords that hold a schema, a list of schemas or a table {name: schema}
 
-# %% ../../nbs/lib/tools/clean.ipynb #c019
+# %% ../../nbs/lib/tools/clean.ipynb #c006
 def clean_inside(
     key: str,  # one of `INSIDE`
     inner,  # what a schema has under it
@@ -186,7 +64,7 @@ def clean_inside(
         return clean_field(inner, where, repairs)
     return inner
 
-# %% ../../nbs/lib/tools/clean.ipynb #c020
+# %% ../../nbs/lib/tools/clean.ipynb #c007
 def clean_field(
     field,  # the schema of one argument, in any state; `true` and `false` are schemas, too
     where: str,  # how to name it in a message
@@ -215,7 +93,7 @@ def clean_field(
         return clean_object(field, where, repairs)
     return field
 
-# %% ../../nbs/lib/tools/clean.ipynb #c022
+# %% ../../nbs/lib/tools/clean.ipynb #c009
 def required_mark(
     field,  # the schema of a property, in any state
 ):  # True, False, or None
@@ -224,7 +102,7 @@ def required_mark(
         return None
     return {"true": True, "false": False}.get(str(field.get("required")).lower())
 
-# %% ../../nbs/lib/tools/clean.ipynb #c023
+# %% ../../nbs/lib/tools/clean.ipynb #c010
 def required_names(
     schema: dict,  # an object schema with `properties`
     where: str,  # how to name it in a message
@@ -240,7 +118,7 @@ def required_names(
     marked = [name for name, field in schema["properties"].items() if required_mark(field)]
     return required + [name for name in marked if name not in required]
 
-# %% ../../nbs/lib/tools/clean.ipynb #c024
+# %% ../../nbs/lib/tools/clean.ipynb #c011
 def clean_property(
     field,  # the schema of a property, in any state
     where: str,  # how to name it in a message
@@ -256,7 +134,7 @@ def clean_property(
         field = {key: value for key, value in field.items() if key != "required"}
     return clean_field(field, where, repairs)
 
-# %% ../../nbs/lib/tools/clean.ipynb #c025
+# %% ../../nbs/lib/tools/clean.ipynb #c012
 def clean_properties(
     fields: dict,  # {name: schema in any state}
     where: str,  # how to name their object in a message
@@ -272,7 +150,7 @@ def clean_properties(
             properties[name] = clean_property(field, place, repairs)
     return properties
 
-# %% ../../nbs/lib/tools/clean.ipynb #c026
+# %% ../../nbs/lib/tools/clean.ipynb #c013
 OPEN_ENDED = {
     "additionalProperties",
     "patternProperties",
@@ -284,7 +162,7 @@ OPEN_ENDED = {
     "dependentSchemas",
 }  # keywords that may describe more properties
 
-# %% ../../nbs/lib/tools/clean.ipynb #c027
+# %% ../../nbs/lib/tools/clean.ipynb #c014
 def described_names(
     required: list,  # from `required_names`
     schema: dict,  # with cleaned `properties`
@@ -300,7 +178,7 @@ def described_names(
         repairs.append(f"{where}: 'required' named {', '.join(gone)}, which no property describes")
     return [name for name in required if name not in gone]
 
-# %% ../../nbs/lib/tools/clean.ipynb #c028
+# %% ../../nbs/lib/tools/clean.ipynb #c015
 def clean_object(
     schema: dict,  # an object schema with `properties`
     where: str,  # how to name it in a message
@@ -313,7 +191,7 @@ def clean_object(
     required = described_names(required, cleaned, where, repairs)
     return {**cleaned, "required": required} if required else cleaned
 
-# %% ../../nbs/lib/tools/clean.ipynb #c029
+# %% ../../nbs/lib/tools/clean.ipynb #c016
 def list_properties(
     fields: list,  # of {"name": ..., "description": ..., ...}
     where: str,  # how to name it in a message
@@ -334,7 +212,7 @@ def list_properties(
         properties[field["name"]] = {"type": "string"} | rest
     return properties
 
-# %% ../../nbs/lib/tools/clean.ipynb #c032
+# %% ../../nbs/lib/tools/clean.ipynb #c019
 OBJECT_KEYWORDS = (
     "required",
     "additionalProperties",
@@ -355,7 +233,7 @@ OBJECT_KEYWORDS = (
     "definitions",
 )
 
-# %% ../../nbs/lib/tools/clean.ipynb #c033
+# %% ../../nbs/lib/tools/clean.ipynb #c020
 def is_keyword(
     key: str,  # of the parameters of a tool
     value,  # what is under it
@@ -367,7 +245,7 @@ def is_keyword(
         return True
     return typed and not isinstance(value, dict)
 
-# %% ../../nbs/lib/tools/clean.ipynb #c034
+# %% ../../nbs/lib/tools/clean.ipynb #c021
 def optional_names(
     table: dict,  # {name: schema or type}
 ) -> set:
@@ -379,7 +257,7 @@ def optional_names(
             names.add(name)
     return names
 
-# %% ../../nbs/lib/tools/clean.ipynb #c035
+# %% ../../nbs/lib/tools/clean.ipynb #c022
 def table_schema(
     table: dict,  # {name: schema or type}
     where: str,  # how to name it in a message
@@ -401,7 +279,7 @@ def table_schema(
     repairs.append(f"{where}: {', '.join(required)}: not marked 'optional', so required")
     return {**schema, "required": required}
 
-# %% ../../nbs/lib/tools/clean.ipynb #c036
+# %% ../../nbs/lib/tools/clean.ipynb #c023
 def wrap_table(
     parameters: dict,  # a table {name: schema}, or a schema
     where: str,  # how to name it in a message
@@ -417,7 +295,7 @@ def wrap_table(
     rest = {key: part for key, part in parameters.items() if key not in table}
     return table_schema(table, where, repairs) | rest
 
-# %% ../../nbs/lib/tools/clean.ipynb #c037
+# %% ../../nbs/lib/tools/clean.ipynb #c024
 def object_schema(
     parameters,  # None, a list of {"name": ...}, a table {name: schema}, or a schema
     where: str,  # how to name it in a message
@@ -439,7 +317,7 @@ def object_schema(
         raise UserError(f"{where}: the type must be 'object', not {kind!r}.")
     return schema
 
-# %% ../../nbs/lib/tools/clean.ipynb #c039
+# %% ../../nbs/lib/tools/clean.ipynb #c026
 def required_first(
     properties: dict,  # {name: schema}
     required: list,  # names
@@ -449,7 +327,7 @@ def required_first(
     place = lambda name: (name not in required, name if by_name else "")
     return {name: properties[name] for name in sorted(properties, key=place)}
 
-# %% ../../nbs/lib/tools/clean.ipynb #c040
+# %% ../../nbs/lib/tools/clean.ipynb #c027
 def order_keyword(
     key: str,  # of the schema
     schema: dict,  # cleaned
@@ -467,7 +345,7 @@ def order_keyword(
         return {name: order_schema(field, top, inner) for name, field in part.items()}
     return order_schema(part, top, inner) if key in INSIDE else part
 
-# %% ../../nbs/lib/tools/clean.ipynb #c042
+# %% ../../nbs/lib/tools/clean.ipynb #c029
 def order_schema(
     schema,  # cleaned
     top: dict,  # the schema of all arguments
@@ -487,7 +365,7 @@ def order_schema(
         ordered["properties"] = required_first(properties, ordered.get("required", []), by_name)
     return ordered
 
-# %% ../../nbs/lib/tools/clean.ipynb #c046
+# %% ../../nbs/lib/tools/clean.ipynb #c033
 def tool_json(
     tool,  # a function, or a dict in any of the usual shapes, or its JSON text
 ):  # as JSON says it
@@ -500,7 +378,7 @@ def tool_json(
         shown = tool[:80] if isinstance(tool, str) else repr(type(tool).__name__)
         raise UserError(f"a tool is no JSON: {error}: {shown}") from None
 
-# %% ../../nbs/lib/tools/clean.ipynb #c047
+# %% ../../nbs/lib/tools/clean.ipynb #c034
 def named_part(
     tool,  # from `tool_json`
 ) -> dict:
@@ -513,7 +391,7 @@ def named_part(
         )
     return inner
 
-# %% ../../nbs/lib/tools/clean.ipynb #c048
+# %% ../../nbs/lib/tools/clean.ipynb #c035
 def parameters_key(
     function: dict,  # from `named_part`
     repairs: list,  # sentences are added here
@@ -533,7 +411,7 @@ def parameters_key(
         )
     return key
 
-# %% ../../nbs/lib/tools/clean.ipynb #c049
+# %% ../../nbs/lib/tools/clean.ipynb #c036
 def ordered_parameters(
     parameters,  # of a tool, in any state
     where: str,  # how to name them in a message
@@ -550,7 +428,7 @@ def ordered_parameters(
         )
     return ordered
 
-# %% ../../nbs/lib/tools/clean.ipynb #c050
+# %% ../../nbs/lib/tools/clean.ipynb #c037
 def clean_tool(
     tool,  # a function, or a dict in any of the usual shapes, or its JSON text
     repairs: list,  # sentences are added here
@@ -572,7 +450,7 @@ def clean_tool(
     }
     return {"type": "function", "function": cleaned}
 
-# %% ../../nbs/lib/tools/clean.ipynb #c052
+# %% ../../nbs/lib/tools/clean.ipynb #c039
 def tool_list(
     tools,  # a list, an object that holds one, or the JSON text of either, as ShareGPT files have it
 ) -> list:
@@ -589,7 +467,7 @@ def tool_list(
         raise UserError(f"tools must be a list, not {str(tools)[:60]!r}.")
     return list(tools)
 
-# %% ../../nbs/lib/tools/clean.ipynb #c053
+# %% ../../nbs/lib/tools/clean.ipynb #c040
 def join_repairs(
     repairs: list,  # sentences, `place: what was repaired`
 ) -> list:
@@ -600,7 +478,7 @@ def join_repairs(
         said.setdefault(place, []).append(what)
     return [f"{place}: {'; '.join(what)}" for place, what in said.items()]
 
-# %% ../../nbs/lib/tools/clean.ipynb #c055
+# %% ../../nbs/lib/tools/clean.ipynb #c042
 def clean_tools(
     tools,  # functions, OpenAI tools with or without the wrapper, loose lists, a JSON text of them
 ) -> tuple:  # (list of OpenAI schemas, list of sentences, one for each place that was repaired)

@@ -39,7 +39,10 @@ def encode_splits(
     train_on: str = "assistant",  # as in `encode_example`
     thinking: bool = None,  # as in `encode_example`
 ) -> tuple:  # (train, validation or None, number of rows that were left out)
-    "Encoded rows for the trainer; those that cannot be used are reported, and it is a `UserError` if nothing is left to train on"
+    """Encoded rows for the trainer; those that cannot be used are reported.
+
+    Raises `UserError` if nothing is left to train on.
+    """
     train, problems = encode_dataset(train_rows, tokenizer, max_length, train_on, thinking)
     validation, more = encode_dataset(validation_rows, tokenizer, max_length, train_on, thinking)
     left_out = problems + more
@@ -80,6 +83,62 @@ def training_report(
     }
 
 # %% ../../nbs/03_unsloth_lora.ipynb #c027
+FINGERPRINT_OPTIONS = (
+    "backend epochs batch_size gradient_accumulation learning_rate warmup_ratio "
+    "lora_rank lora_alpha train_on thinking four_bit seed"
+).split()
+TRAINER_OPTIONS = (
+    "epochs batch_size gradient_accumulation learning_rate warmup_ratio save_steps seed"
+).split()
+
+
+def training_fingerprint(
+    options: dict,  # the arguments of `train_lora`
+    train,  # datasets.Dataset with input_ids
+) -> str:
+    "What a checkpoint is of use for: these settings on these rows"
+    values = [str(options["model"]), *(options[name] for name in FINGERPRINT_OPTIONS)]
+    return hashlib.sha256(dump_json([values, train["input_ids"][:]]).encode()).hexdigest()
+
+# %% ../../nbs/03_unsloth_lora.ipynb #c028
+def new_adapter(
+    options: dict,  # the arguments of `train_lora`
+    backend: str,  # unsloth or peft
+):  # a PEFT model
+    "The base model with a fresh adapter, by the options of a training"
+    load = load_unsloth if backend == "unsloth" else load_peft
+    return load(
+        options["model"],
+        rank=options["lora_rank"],
+        alpha=options["lora_alpha"],
+        max_length=options["max_length"],
+        four_bit=options["four_bit"],
+        seed=options["seed"],
+    )
+
+# %% ../../nbs/03_unsloth_lora.ipynb #c029
+def run_trainer(
+    options: dict,  # the arguments of `train_lora`
+    backend: str,  # unsloth or peft
+    tokenizer,  # of the model
+    train,  # datasets.Dataset with input_ids and labels
+    validation,  # the same, or None
+):  # the trainer, after training
+    "Train on encoded rows; goes on from the last checkpoint of the same rows and settings"
+    output = Path(options["output"])
+    folder = output / "checkpoints"
+    checkpoint = last_checkpoint(folder, training_fingerprint(options, train))
+    if checkpoint:
+        print(f"going on from {Path(checkpoint).name}")
+    adapted = new_adapter(options, backend)
+    chosen = {name: options[name] for name in TRAINER_OPTIONS}
+    settings = trainer_settings(folder, rows=len(train), validate=bool(validation), **chosen)
+    settings.eval_on_start = bool(validation) and not checkpoint
+    trainer = make_trainer(adapted, tokenizer, settings, train, validation, output / "curves.jsonl")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+# %% ../../nbs/03_unsloth_lora.ipynb #c030
 def train_lora(
     train_rows: list,  # examples
     validation_rows: list,  # examples, may be empty
@@ -101,53 +160,20 @@ def train_lora(
     seed: int = 0,
 ) -> dict:  # losses, steps, seconds
     "LoRA on the assistant's tokens; goes on from a checkpoint if one of the same rows and settings is there"
-    options = [
-        str(model),
-        backend,
-        epochs,
-        batch_size,
-        gradient_accumulation,
-        learning_rate,
-        warmup_ratio,
-        lora_rank,
-        lora_alpha,
-        train_on,
-        thinking,
-        four_bit,
-        seed,
-    ]
-    output, backend, tokenizer = Path(output), start_backend(backend), load_tokenizer(model)
+    options = {**locals()}  # all arguments, by name
+    backend = start_backend(backend)  # first: Unsloth wants to be imported before Transformers
+    tokenizer = load_tokenizer(model)
     train, validation, left_out = encode_splits(
         train_rows, validation_rows, tokenizer, max_length, train_on, thinking
     )
-    fingerprint = hashlib.sha256(dump_json([options, train["input_ids"][:]]).encode()).hexdigest()
-    checkpoint = last_checkpoint(output / "checkpoints", fingerprint)
-    if checkpoint:
-        print(f"going on from {Path(checkpoint).name}")
-    adapted = (load_unsloth if backend == "unsloth" else load_peft)(
-        model, lora_rank, lora_alpha, max_length, four_bit, seed
-    )
-    settings = trainer_settings(
-        output / "checkpoints",
-        epochs,
-        batch_size,
-        gradient_accumulation,
-        learning_rate,
-        warmup_ratio,
-        len(train),
-        bool(validation),
-        save_steps,
-        seed,
-    )
-    settings.eval_on_start = bool(validation) and not checkpoint
-    trainer = make_trainer(adapted, tokenizer, settings, train, validation, output / "curves.jsonl")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer = run_trainer(options, backend, tokenizer, train, validation)
+    output = Path(output)
     draw_curves(curve_points(trainer.state.log_history), output / "curves.png")
     save_adapter(trainer.model, tokenizer, output / "adapter")
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return training_report(trainer, backend, sum(map(len, train["input_ids"])), left_out)
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c028
+# %% ../../nbs/03_unsloth_lora.ipynb #c031
 def save_adapter(
     model,  # a trained PEFT model
     tokenizer,  # to lay beside it
