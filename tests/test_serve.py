@@ -146,7 +146,7 @@ def group(pid):
 
 @pytest.mark.parametrize("stubborn", ["", "trap '' TERM; "])
 def test_children_of_the_server_end_with_it(server, stubborn, monkeypatch):
-    monkeypatch.setattr("toolcall_ft.export.PATIENCE", 0.3)
+    monkeypatch.setattr("toolcall_ft.base.process.PATIENCE", 0.3)
     with Shell(
         f"{stubborn}sleep 1000 & echo listening on {server.url}; {stubborn}sleep 1000; sleep 1000"
     ) as shell:
