@@ -395,7 +395,7 @@ def test_an_own_environment_does_not_leak_in(ollama, gguf, monkeypatch):
 
 
 def test_its_llama_server_has_the_threads_that_were_asked_for_and_they_sleep(ollama, gguf, monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in serve.SLEEPING: monkeypatch.delenv(name, raising=False)
     with OllamaServer(gguf, threads=1) as server:
         server.prompt_ids(REQUESTS["plain"])
         assert re.search(r"threadpool init, n_threads = 1\b", server.log())

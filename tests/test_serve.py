@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from toolcall_ft.export import build_llama_cpp, export_gguf, start_group
-from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, read_reply, server_prompt, server_tokens, sleeping_threads,
+from toolcall_ft.serve import (LlamaServer, Server, ask_json, check_port, fetch_json, find_ollama, free_port, ids_answerer, openai_answerer, read_reply, server_prompt, server_tokens, SLEEPING, sleeping_threads,
                                wait_for_end, wire_messages, write_modelfile)
 from toolcall_ft.template import encode_prompt, load_tokenizer, model_path
 from toolcall_ft.tools import UserError, clean_tools
@@ -51,12 +51,14 @@ def test_it_listens_on_the_loopback_address_only(server):
 
 def test_its_threads_are_as_many_as_asked_and_sleep_while_they_wait(gguf, monkeypatch):
     "Beside another busy process, threads that spin are many times slower."
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in SLEEPING: monkeypatch.delenv(name, raising=False)
     with LlamaServer(gguf, threads=1) as server:
         assert re.search(r"threadpool init, n_threads = 1\b", server.log())
-        if sys.platform == "linux": assert b"OMP_WAIT_POLICY=passive" in Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+        if sys.platform == "linux":
+            environment = Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+            assert {f"{name}={value}".encode() for name, value in SLEEPING.items()} <= set(environment)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert sleeping_threads()["OMP_WAIT_POLICY"] == "active" # whoever has set it knows why
+    assert sleeping_threads()["OMP_WAIT_POLICY"] == "active" and "GOMP_SPINCOUNT" not in sleeping_threads() # whoever has set it knows why
 
 
 def test_a_browser_page_from_elsewhere_gets_no_permission(server):
