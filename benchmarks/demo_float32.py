@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from toolcall_ft.cli.main import main
+from toolcall_ft.cli import main as cli
+from toolcall_ft.train import backend, lora, trainer
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE.parent / "examples"
@@ -29,9 +30,10 @@ def main() -> int:
         data[key] = str(EXAMPLES / data[key])
     settings["run"] = str(RUN)
     (RUN / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    compute_type = lambda: "float32"
+    for module in (backend, lora, trainer):
+        module.compute_type = lambda: "float32"
     for words in (["data"], ["train"], ["merge"], ["eval", "free"]):
-        code = main([*words, "--config", str(RUN / "config.yaml")])
+        code = cli.main([*words, "--config", str(RUN / "config.yaml")])
         if code:
             return code
     shutil.copy(RUN / "summary.json", HERE / "results" / "demo_float32.json")

@@ -2,7 +2,7 @@
 
     python benchmarks/threads.py [--requests 25] [--turns 3] [--slots 1,8] [--models tiny,135m]
 
-Writes benchmarks/results/threads.json and prints a table: medians of the seconds that all requests take together.
+Adds to benchmarks/results/threads.json and prints a table: medians of the seconds that a request takes.
 """
 
 import argparse
@@ -32,12 +32,26 @@ from toolcall_ft.tools.load import read_tools
 from toolcall_ft.train.backend import machine_name
 
 CORES = len(os.sched_getaffinity(0))
-VARIANTS = {  # name: (threads, --poll, OMP_WAIT_POLICY)
-    "all cores, spinning (its own default)": (CORES, 50, None),
-    "all cores, --poll 0": (CORES, 0, None),
-    "one thread, --poll 0": (1, 0, None),
-    "all cores, sleeping": (CORES, 0, "passive"),
-    "one thread, sleeping": (1, 0, "passive"),
+RESULTS = ROOT / "benchmarks" / "results" / "threads.json"
+LIMIT = 15  # seconds; a variant that waits takes longer than anybody wants to
+DEFAULT = {
+    "OMP_WAIT_POLICY": "undefined"
+}  # a word that OpenMP does not know leaves it at its default
+VARIANTS = {  # name: (threads, --poll, environment)
+    "all cores, spinning (its own default)": (CORES, 50, DEFAULT),
+    "all cores, --poll 0": (CORES, 0, DEFAULT),
+    "one thread": (1, 0, DEFAULT),
+    "all cores, sleeping": (CORES, 0, {"OMP_WAIT_POLICY": "passive"}),
+    "all cores, 1,000 turns, then sleeping": (
+        CORES,
+        0,
+        {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    ),
+    "all cores, 10,000 turns, then sleeping": (
+        CORES,
+        0,
+        {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"},
+    ),
 }
 FOLDERS = {"tiny": lambda: "tiny-qwen2", "135m": smollm2}
 
@@ -55,11 +69,10 @@ def load(busy: bool):
 
 
 def seconds(gguf, requests: list, variant: tuple, slots: int, busy: bool, runtime: str) -> float:
-    "How long all requests take together; one has been asked before, so that the model is in memory."
-    threads, poll, policy = variant
-    os.environ["OMP_WAIT_POLICY"] = (
-        policy or "undefined"
-    )  # a word that OpenMP does not know leaves it at its default
+    "Seconds a request, `slots` of them at a time until LIMIT is over; one has been asked before, so that the model is in memory."
+    threads, poll, environment = variant
+    os.environ.pop("GOMP_SPINCOUNT", None)
+    os.environ.update(environment)
     with (
         OllamaServer(gguf, slots=slots, threads=threads)
         if runtime == "ollama"
@@ -68,9 +81,10 @@ def seconds(gguf, requests: list, variant: tuple, slots: int, busy: bool, runtim
         ask = openai_answerer(server.url, server.model, max_new_tokens=24, workers=slots)
         ask(requests[:1])
         with load(busy):
-            start = time.perf_counter()
-            ask(requests)
-            return time.perf_counter() - start
+            start, asked = time.perf_counter(), 0
+            while asked < len(requests) and time.perf_counter() < start + LIMIT:
+                asked += len(ask(requests[asked : asked + slots]))
+            return (time.perf_counter() - start) / asked
 
 
 def main() -> int:
@@ -88,7 +102,7 @@ def main() -> int:
     )
     requests = [request for request, _ in to_requests(examples[: arguments.requests])]
     models, slots = arguments.models.split(","), [int(text) for text in arguments.slots.split(",")]
-    taken = {}
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
     with tempfile.TemporaryDirectory() as work:
         files = {
             model: export_gguf(FOLDERS[model](), Path(work) / model, ["Q8_0"])["Q8_0"]
@@ -105,40 +119,44 @@ def main() -> int:
             if runtime == "ollama" and "--poll" in variant:
                 continue  # it does not hand on that option
             took = seconds(files[model], requests, VARIANTS[variant], slot, busy, runtime)
-            taken.setdefault((runtime, model, slot, variant), {}).setdefault(busy, []).append(took)
             print(
-                f"{runtime:12} {model:5} {slot} slots {'busy' if busy else 'idle'} {variant:38} {took:7.1f} s",
+                f"{runtime:12} {model:5} {slot} slots {'busy' if busy else 'idle'} {variant:38} {took:7.3f} s",
                 flush=True,
             )
-    rows = [
-        {
-            "runtime": runtime,
-            "model": model,
-            "slots": slot,
-            "variant": variant,
-            "idle": statistics.median(found[False]),
-            "busy": statistics.median(found[True]),
+            rows.append(
+                {
+                    "machine": machine_name(),
+                    "runtime": runtime,
+                    "model": model,
+                    "slots": slot,
+                    "busy": busy,
+                    "threads": variant,
+                    "seconds": round(took, 3),
+                }
+            )
+            RESULTS.write_text(
+                json.dumps({"limit": LIMIT, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+            )  # a stopped run keeps what it has
+    print(f"\n{machine_name()}; medians\n")
+    print(
+        "| server | model | slots | threads | idle, s a request | beside a busy process |\n|---|---|---:|---|---:|---:|"
+    )
+    for place in dict.fromkeys(
+        (row["runtime"], row["model"], row["slots"], row["threads"])
+        for row in rows
+        if row["machine"] == machine_name()
+    ):
+        found = {
+            busy: [
+                row["seconds"]
+                for row in rows
+                if (row["runtime"], row["model"], row["slots"], row["threads"], row["busy"])
+                == (*place, busy)
+            ]
+            for busy in (False, True)
         }
-        for (runtime, model, slot, variant), found in taken.items()
-    ]
-    record = {
-        "machine": machine_name(),
-        "requests": arguments.requests,
-        "turns": arguments.turns,
-        "rows": rows,
-    }
-    (ROOT / "benchmarks" / "results" / "threads.json").write_text(
-        json.dumps(record, indent=1) + "\n", encoding="utf-8"
-    )
-    print(
-        f"\n{record['machine']}; {arguments.requests} requests, medians of {arguments.turns} turns\n"
-    )
-    print(
-        "| server | model | slots | threads | idle, s | beside a busy process, s |\n|---|---|---:|---|---:|---:|"
-    )
-    for row in rows:
         print(
-            f"| {row['runtime']} | {row['model']} | {row['slots']} | {row['variant']} | {row['idle']:.1f} | {row['busy']:.1f} |"
+            f"| {' | '.join(map(str, place))} | {' | '.join(f'{statistics.median(each):.3f}' if each else '' for each in found.values())} |"
         )
     return 0
 

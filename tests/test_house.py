@@ -376,7 +376,10 @@ def test_the_wheel_holds_model_and_configuration(repository, built):
         if path.is_file()
     ]
     for path in [
-        *(package / name for name in ("config.yaml", "synthesise.yaml", "viewer.html", "hermes.gotmpl")),
+        *(
+            package / name
+            for name in ("config.yaml", "synthesise.yaml", "viewer.html", "hermes.gotmpl")
+        ),
         *package.rglob("*.py"),
         *data,
     ]:

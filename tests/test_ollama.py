@@ -23,6 +23,7 @@ from toolcall_ft.base.http import ask_json, fetch_json
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
 from toolcall_ft.serve.client import openai_answerer, wire_messages
+from toolcall_ft.serve.llama import SLEEPING
 from toolcall_ft.serve.modelfile import QWEN_SYSTEM, go_template, write_modelfile
 from toolcall_ft.serve.ollama import OllamaServer, is_modelfile, ollama_prompt
 from toolcall_ft.serve.ollama_build import (
@@ -757,7 +758,8 @@ def test_an_own_environment_does_not_leak_in(ollama, gguf, monkeypatch):
 def test_its_llama_server_has_the_threads_that_were_asked_for_and_they_sleep(
     ollama, gguf, monkeypatch
 ):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in SLEEPING:
+        monkeypatch.delenv(name, raising=False)
     with OllamaServer(gguf, threads=1) as server:
         server.prompt_ids(REQUESTS["plain"])
         assert re.search(r"threadpool init, n_threads = 1\b", server.log())

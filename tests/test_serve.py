@@ -23,7 +23,13 @@ from toolcall_ft.base.process import start_group
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
 from toolcall_ft.serve.client import ids_answerer, openai_answerer, read_reply, wire_messages
-from toolcall_ft.serve.llama import LlamaServer, server_prompt, server_tokens, sleeping_threads
+from toolcall_ft.serve.llama import (
+    SLEEPING,
+    LlamaServer,
+    server_prompt,
+    server_tokens,
+    sleeping_threads,
+)
 from toolcall_ft.serve.modelfile import write_modelfile
 from toolcall_ft.serve.ollama_build import find_ollama
 from toolcall_ft.serve.server import Server, check_port, free_port, wait_for_end
@@ -68,15 +74,18 @@ def test_it_listens_on_the_loopback_address_only(server):
 
 def test_its_threads_are_as_many_as_asked_and_sleep_while_they_wait(gguf, monkeypatch):
     "Beside another busy process, threads that spin are many times slower."
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in SLEEPING:
+        monkeypatch.delenv(name, raising=False)
     with LlamaServer(gguf, threads=1) as server:
         assert re.search(r"threadpool init, n_threads = 1\b", server.log())
         if sys.platform == "linux":
-            assert b"OMP_WAIT_POLICY=passive" in Path(
-                f"/proc/{server.process.pid}/environ"
-            ).read_bytes().split(b"\0")
+            environment = Path(f"/proc/{server.process.pid}/environ").read_bytes().split(b"\0")
+            assert {f"{name}={value}".encode() for name, value in SLEEPING.items()} <= set(
+                environment
+            )
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert sleeping_threads()["OMP_WAIT_POLICY"] == "active"  # whoever has set it knows why
+    assert "GOMP_SPINCOUNT" not in sleeping_threads()
 
 
 def test_a_browser_page_from_elsewhere_gets_no_permission(server):

@@ -697,7 +697,9 @@ def test_trl_marks_the_same_tokens(name):
         }
         missing = [
             token
-            for label, mask in zip(ours["labels"], theirs["assistant_masks"])
+            for token, label, mask in zip(
+                ours["input_ids"], ours["labels"], theirs["assistant_masks"]
+            )
             if label != -100 and not mask
         ]
         assert not missing and extra == {
