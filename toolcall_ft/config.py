@@ -70,6 +70,7 @@ CHOICES = {
     "data.format": ["auto", *FORMATS],
     "train.backend": ["auto", "unsloth", "peft"],
     "train.train_on": ["assistant", "last", "calls"],
+    "train.scheduler": ["cosine", "linear", "constant", "constant_with_warmup"],
     "generate.engine": ["auto", "xgrammar", "transformers-cfg"],
     "export.formats": list(GGUF_TYPES),
     "serve.runtime": ["llama-server", "ollama", "vllm"],

@@ -68,13 +68,25 @@ def read_record(
         return {}
 
 # %% ../../nbs/lib/cli/stages.ipynb #c011
+WITHOUT_EFFECT = {"train": ("save_steps", "report_to")}  # keys that do not change a result
+
+
+def read_setting(
+    name: str,  # a section or a key of one, such as `train.thinking`
+    config: dict,  # the configuration
+):  # its value; of a section, the keys that change a result
+    "A setting as far as it decides what a stage makes."
+    value, quiet = reduce(getitem, name.split("."), config), WITHOUT_EFFECT.get(name, ())
+    return {key: value[key] for key in value if key not in quiet} if quiet else value
+
+# %% ../../nbs/lib/cli/stages.ipynb #c012
 def stage_digest(
     stage: Stage,  # the stage
     config: dict,  # the configuration
 ) -> str:  # fingerprint of everything the stage reads
     "What the stage would read if it ran now, as one short string."
     paths = [*stage.files(config), *(Path(config["run"]) / path for path in stage.reads)]
-    settings = {name: reduce(getitem, name.split("."), config) for name in stage.settings}
+    settings = {name: read_setting(name, config) for name in stage.settings}
     seen = [
         __version__,
         stage.name,
@@ -84,7 +96,7 @@ def stage_digest(
     ]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../../nbs/lib/cli/stages.ipynb #c012
+# %% ../../nbs/lib/cli/stages.ipynb #c013
 def is_done(
     stage: Stage,  # the stage
     config: dict,  # the configuration
@@ -94,7 +106,7 @@ def is_done(
         return False
     return read_record(config).get(stage.name, {}).get("digest") == stage_digest(stage, config)
 
-# %% ../../nbs/lib/cli/stages.ipynb #c014
+# %% ../../nbs/lib/cli/stages.ipynb #c015
 def print_notes(
     stage: Stage,  # that is done
     config: dict,  # the configuration
@@ -104,7 +116,7 @@ def print_notes(
     for note in stage.notes(config, facts):
         print(f"  {note}", flush=True)
 
-# %% ../../nbs/lib/cli/stages.ipynb #c015
+# %% ../../nbs/lib/cli/stages.ipynb #c016
 def told_facts(
     facts: dict,  # of a stage
 ) -> str:
@@ -117,7 +129,7 @@ def told_facts(
             words.append(f"{key} {value}")
     return ", ".join(words)
 
-# %% ../../nbs/lib/cli/stages.ipynb #c017
+# %% ../../nbs/lib/cli/stages.ipynb #c018
 def do_stage(
     stage: Stage,  # the stage
     config: dict,  # the configuration
@@ -144,7 +156,7 @@ def do_stage(
     print(f"{title}{stage.name}: {seconds} s" + (f" | {told}" if told else ""), flush=True)
     print_notes(stage, config)
 
-# %% ../../nbs/lib/cli/stages.ipynb #c018
+# %% ../../nbs/lib/cli/stages.ipynb #c019
 def run_stages(
     stages: list,  # in order
     config: dict,  # the configuration
@@ -161,7 +173,7 @@ def run_stages(
             print_notes(stage, config)
     return ran
 
-# %% ../../nbs/lib/cli/stages.ipynb #c026
+# %% ../../nbs/lib/cli/stages.ipynb #c027
 @contextmanager
 def hold_run(
     config: dict,  # the configuration

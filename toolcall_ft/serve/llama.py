@@ -54,9 +54,14 @@ def server_command(
     return [program, *words, *LLAMA_OPTIONS, *options]
 
 # %% ../../nbs/lib/serve/llama.ipynb #c008
+SLEEPING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+
+
 def sleeping_threads() -> dict:  # environment variables
-    "Our environment, in which waiting threads of OpenMP sleep; a setting of the user's stays."
-    return {"OMP_WAIT_POLICY": "passive", **os.environ}
+    "Our environment, in which waiting threads of OpenMP soon sleep; a setting of the user's stays."
+    if os.environ.keys() & SLEEPING.keys():
+        return dict(os.environ)
+    return {**SLEEPING, **os.environ}
 
 # %% ../../nbs/lib/serve/llama.ipynb #c011
 class LlamaServer(Server):

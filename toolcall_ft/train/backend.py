@@ -75,6 +75,8 @@ def load_unsloth(
     model: str,  # as in `model_path`
     rank: int = 16,  # of the adapter
     alpha: int = 32,  # its scale is alpha / rank
+    targets: list = LINEAR_LAYERS,  # names of the layers that get one
+    dropout: float = 0.0,  # in the adapter
     max_length: int = 2048,  # tokens in a row
     four_bit: bool = False,  # keep the frozen weights in 4 bits (QLoRA)
     seed: int = 0,  # of the adapter's first weights
@@ -96,7 +98,8 @@ def load_unsloth(
         base,
         r=rank,
         lora_alpha=alpha,
-        target_modules=LINEAR_LAYERS,
+        target_modules=list(targets),
+        lora_dropout=dropout,
         use_gradient_checkpointing=recompute,
         random_state=seed,
     )
@@ -106,6 +109,8 @@ def load_peft(
     model: str,  # as in `model_path`
     rank: int = 16,  # of the adapter
     alpha: int = 32,  # its scale is alpha / rank
+    targets: list = LINEAR_LAYERS,  # names of the layers that get one
+    dropout: float = 0.0,  # in the adapter
     max_length: int = 2048,  # tokens in a row (Unsloth wants to know; here for the same signature)
     four_bit: bool = False,  # keep the frozen weights in 4 bits (QLoRA)
     seed: int = 0,  # of the adapter's first weights
@@ -135,5 +140,11 @@ def load_peft(
         )
     return get_peft_model(
         base,
-        LoraConfig(r=rank, lora_alpha=alpha, target_modules=LINEAR_LAYERS, task_type="CAUSAL_LM"),
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=list(targets),
+            lora_dropout=dropout,
+            task_type="CAUSAL_LM",
+        ),
     )

@@ -16,6 +16,7 @@ from ..base.jsontext import dump_json
 from ..template.dataset import encode_dataset
 from ..template.models import load_tokenizer
 from toolcall_ft.train.backend import (
+    LINEAR_LAYERS,
     compute_type,
     load_peft,
     load_unsloth,
@@ -85,10 +86,12 @@ def training_report(
 # %% ../../nbs/03_unsloth_lora.ipynb #c027
 FINGERPRINT_OPTIONS = (
     "backend epochs batch_size gradient_accumulation learning_rate warmup_ratio "
-    "lora_rank lora_alpha train_on thinking four_bit seed"
+    "lora_rank lora_alpha lora_targets lora_dropout weight_decay max_grad_norm scheduler "
+    "train_on thinking four_bit seed"
 ).split()
 TRAINER_OPTIONS = (
-    "epochs batch_size gradient_accumulation learning_rate warmup_ratio save_steps seed"
+    "epochs batch_size gradient_accumulation learning_rate warmup_ratio weight_decay max_grad_norm "
+    "scheduler save_steps report_to seed"
 ).split()
 
 
@@ -111,6 +114,8 @@ def new_adapter(
         options["model"],
         rank=options["lora_rank"],
         alpha=options["lora_alpha"],
+        targets=options["lora_targets"],
+        dropout=options["lora_dropout"],
         max_length=options["max_length"],
         four_bit=options["four_bit"],
         seed=options["seed"],
@@ -149,14 +154,20 @@ def train_lora(
     batch_size: int = 8,
     gradient_accumulation: int = 1,
     learning_rate: float = 2e-3,
-    warmup_ratio: float = 0.1,  # see config.yaml
+    warmup_ratio: float = 0.1,  # this and all that follow: see config.yaml
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    scheduler: str = "cosine",
     lora_rank: int = 16,
     lora_alpha: int = 32,
+    lora_targets: list = LINEAR_LAYERS,
+    lora_dropout: float = 0.0,
     max_length: int = 2048,
     train_on: str = "assistant",
     thinking: bool = None,
     four_bit: bool = False,
     save_steps: int = 50,
+    report_to: str = "none",
     seed: int = 0,
 ) -> dict:  # losses, steps, seconds
     "LoRA on the assistant's tokens; goes on from a checkpoint if one of the same rows and settings is there"

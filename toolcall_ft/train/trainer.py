@@ -167,7 +167,11 @@ def trainer_settings(
     warmup_ratio: float,  # as in config.yaml
     rows: int,  # in the training set
     validate: bool,  # is there a validation set?
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    scheduler: str = "cosine",  # of the learning rate
     save_steps: int = 50,  # between checkpoints
+    report_to: str = "none",  # a logger that Transformers knows, such as tensorboard
     seed: int = 0,  # of the rows' order
 ):  # trl.SFTConfig
     "The settings of TRL's trainer"
@@ -183,7 +187,9 @@ def trainer_settings(
         gradient_accumulation_steps=gradient_accumulation,
         learning_rate=learning_rate,
         warmup_steps=warmup_ratio,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=scheduler,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
         optim="adamw_torch_fused",
         seed=seed,
         max_length=None,
@@ -192,7 +198,7 @@ def trainer_settings(
         eval_strategy="epoch" if validate else "no",
         save_steps=save_steps,
         save_total_limit=1,
-        report_to="none",
+        report_to=report_to,
         disable_tqdm=True,
         **machine,
     )
