@@ -19,10 +19,10 @@ from pathlib import Path
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import read_jsonl, write_text
 from toolcall_ft.evaluate.results import evaluate
-from toolcall_ft.export.compressed import SCHEMES, checkpoint_table, make_checkpoint
-from toolcall_ft.generate.answers import transformers_answerer
+from toolcall_ft.export.compressed import SCHEMES, compress_model, compressed_table
+from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.model import load_model
-from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.vllm import VllmServer, find_vllm
 
 RESULTS = Path(__file__).parent / "results" / "checkpoints.json"
@@ -38,7 +38,8 @@ def short(report, seconds):
 def in_transformers(folder, test):
     start = time.perf_counter()
     return short(
-        evaluate(test, transformers_answerer(*load_model(str(folder)))), time.perf_counter() - start
+        evaluate(test, transformers_predictor(*load_model(str(folder)))),
+        time.perf_counter() - start,
     )
 
 
@@ -49,7 +50,7 @@ def in_vllm(folder, test):
         with VllmServer(folder) as server:
             start = time.perf_counter()
             return short(
-                evaluate(test, openai_answerer(server.url, server.model, workers=8)),
+                evaluate(test, openai_client(server.url, server.model, workers=8)),
                 time.perf_counter() - start,
             )
     except UserError as error:
@@ -63,7 +64,7 @@ def measure(name, run, place, samples, test):
     row = {"bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors"))}
     if name in SCHEMES:
         folder, rows = place / name, read_jsonl(run / "data" / "train.jsonl")
-        row = make_checkpoint(
+        row = compress_model(
             run / "merged", folder, name, rows[:: len(rows) // samples][:samples]
         ) | {"model": str(run / "merged")}
     return row | {"transformers": in_transformers(folder, test), "vllm": in_vllm(folder, test)}
@@ -103,7 +104,7 @@ def main():
             )
             + "\n",
         )
-        print(checkpoint_table(rows), flush=True)
+        print(compressed_table(rows), flush=True)
 
 
 if __name__ == "__main__":

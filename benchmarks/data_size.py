@@ -8,7 +8,7 @@ from toolcall_ft.data.logs import read_logs
 from toolcall_ft.data.split import split_rows
 from toolcall_ft.evaluate.report import show_rate
 from toolcall_ft.evaluate.results import evaluate
-from toolcall_ft.generate.answers import transformers_answerer
+from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.model import load_model
 from toolcall_ft.train.backend import start_backend
 from toolcall_ft.train.lora import train_lora
@@ -32,7 +32,8 @@ def measured(splits: dict, config: dict, share: float, epochs: int) -> str:
             seed=config["seed"],
         )
         result = evaluate(
-            splits["test"], transformers_answerer(*load_model(config["model"], f"{folder}/adapter"))
+            splits["test"],
+            transformers_predictor(*load_model(config["model"], f"{folder}/adapter")),
         )
     return f"| {len(rows)} | {len(rows) / 8:.0f} | {epochs} | {report['steps']} | {show_rate(result, 'exact')} |"
 

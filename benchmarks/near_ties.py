@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from toolcall_ft.base.files import read_jsonl
-from toolcall_ft.generate.answers import transformers_answerer
+from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.model import load_model
 from toolcall_ft.parity.compare import NEAR_TIE, answer_ids, row_cases
 from toolcall_ft.template.rows import encode_prompt
@@ -24,7 +24,7 @@ def answer_rows(folder, examples):
     "(token ids of the prompt, of the answer) of every request whose answer can be read."
     model, tokenizer = load_model(str(folder))
     cases = row_cases(examples)
-    answers = transformers_answerer(model.float(), tokenizer)(cases)
+    answers = transformers_predictor(model.float(), tokenizer)(cases)
     rows = [
         (list(encode_prompt(case, tokenizer)), answer_ids(answer, case, tokenizer))
         for case, answer in zip(cases, answers)

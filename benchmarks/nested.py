@@ -11,7 +11,7 @@ from pathlib import Path
 from toolcall_ft.data.examples import build_example
 from toolcall_ft.evaluate.results import evaluate
 from toolcall_ft.export.gguf import export_gguf
-from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import model_path
 from toolcall_ft.template.portable import make_portable
@@ -109,8 +109,8 @@ def measure(examples: list, folder: Path) -> dict:
     with LlamaServer(gguf) as server:
         for name, free in (("tool_choice none", True), ("tool_choice auto", False)):
             kept = []
-            answerer = openai_answerer(server.url, server.model, free=free)
-            report = evaluate(asked, lambda requests: kept.extend(answerer(requests)) or kept)
+            predictor = openai_client(server.url, server.model, free=free)
+            report = evaluate(asked, lambda requests: kept.extend(predictor(requests)) or kept)
             given = [
                 call["arguments"].get("customer", {}) for answer in kept for call in answer["calls"]
             ]

@@ -17,8 +17,8 @@ from toolcall_ft.evaluate.results import evaluate
 from toolcall_ft.export.adapter import export_adapter
 from toolcall_ft.export.gguf import GGUF_TYPES, export_gguf
 from toolcall_ft.export.imatrix import make_imatrix
-from toolcall_ft.parity.quantization import call_rows, measure_format, open_gguf, quantised_table
-from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.parity.quantization import call_rows, measure_format, open_gguf, quantization_table
+from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import load_tokenizer
 
@@ -52,7 +52,7 @@ def measure_adapter(work: Path, files: dict, examples: list) -> dict:
     said = {}
 
     def keep(name, server):
-        ask = openai_answerer(server.url, server.model)
+        ask = openai_client(server.url, server.model)
 
         def answer(requests):
             said[name] = ask(requests)
@@ -104,7 +104,7 @@ def main(run: Path, work: Path) -> None:
         record["formats"][name] = measure_format(files[name], original, examples, rows)
         write_text(RESULTS, json.dumps(record) + "\n")
         print(
-            quantised_table({key: record["formats"][key] for key in ("F16", name)}).splitlines()[
+            quantization_table({key: record["formats"][key] for key in ("F16", name)}).splitlines()[
                 -1
             ],
             flush=True,

@@ -28,7 +28,7 @@ from toolcall_ft.base.files import read_jsonl, write_text
 from toolcall_ft.base.http import NEAR
 from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.evaluate.results import to_requests
-from toolcall_ft.serve.client import openai_answerer, wire_messages
+from toolcall_ft.serve.client import openai_client, wire_messages
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.vllm import VllmServer
@@ -141,18 +141,18 @@ def measure_server(run, part, cache, requests):
 
 def measure_transformers(run, part, requests):
     "The same of Transformers: one request after the other as in guide 2 (the model stays in memory), or in batches."
-    from toolcall_ft.generate.answers import transformers_answerer
+    from toolcall_ft.generate.answers import transformers_predictor
     from toolcall_ft.generate.model import load_model
 
     size = int(part.rsplit("-", 1)[1])
-    answerer = transformers_answerer(
+    predictor = transformers_predictor(
         *load_model(run / "merged"), max_new_tokens=TOKENS, batch_size=size
     )
-    answerer(requests[:8])
+    predictor(requests[:8])
     latencies, begin = [], time.perf_counter()
     for first in range(0, len(requests), size):
         start, batch = time.perf_counter(), requests[first : first + size]
-        answerer(batch)
+        predictor(batch)
         latencies += [time.perf_counter() - start] * len(batch)
     return {
         "seconds": time.perf_counter() - begin,
@@ -246,7 +246,7 @@ def said(answer):
 
 def soak(server, clients, requests, count):
     "So many requests from several clients at once, every fourth malformed: which are lost, which differ from the same request asked alone, what the malformed ones got, memory."
-    ask = openai_answerer(server.url, server.model, 40)
+    ask = openai_client(server.url, server.model, 40)
     alone = ask(requests)
     if all("unanswered" in answer for answer in alone):
         raise UserError(

@@ -25,7 +25,7 @@ from golden.smollm2 import smollm2
 from toolcall_ft.data.examples import read_examples
 from toolcall_ft.evaluate.results import to_requests
 from toolcall_ft.export.gguf import export_gguf
-from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.tools.load import read_tools
@@ -78,7 +78,7 @@ def seconds(gguf, requests: list, variant: tuple, slots: int, busy: bool, runtim
         if runtime == "ollama"
         else LlamaServer(gguf, slots=slots, threads=threads, options=["--poll", poll]) as server
     ):
-        ask = openai_answerer(server.url, server.model, max_new_tokens=24, workers=slots)
+        ask = openai_client(server.url, server.model, max_new_tokens=24, workers=slots)
         ask(requests[:1])
         with load(busy):
             start, asked = time.perf_counter(), 0

@@ -296,7 +296,7 @@ def test_light_and_dark_can_be_read(page, scheme, tmp_path):
 def lab(repository, tmp_path):
     "JupyterLab on the loopback interface with a home of its own; ended by its process id."
     for name in ("nbs/deep/viewer.ipynb", "examples/logs.jsonl", "examples/tools.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(repository / name, tmp_path / name)
     settings = {
         "notebook-extension/tracker": '{"windowingMode": "none"}',  # every cell is in the page, also those off the screen

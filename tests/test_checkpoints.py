@@ -11,21 +11,21 @@ from toolcall_ft.export.compressed import (
     TOKENIZER_FILES,
     agreement,
     calibration_rows,
-    checkpoint_table,
+    compress_model,
+    compressed_table,
     copy_tokenizer,
-    make_checkpoint,
     next_tokens,
     scheme_recipe,
 )
-from toolcall_ft.generate.answers import transformers_answerer
+from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.model import load_model
-from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.vllm import VllmServer, find_vllm
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt, encode_rows
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.train.memorise import learn_by_heart
+from toolcall_ft.train.memorise import memorise_answers
 
 TOOLS, _ = clean_tools(
     [
@@ -62,7 +62,7 @@ def model(tmp_path_factory):
         f'<tool_call>\n{{"name": "get_weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>'
         for city in CITIES
     ]
-    assert learn_by_heart(list(zip(REQUESTS, said)), folder)["wrong tokens"] == 0
+    assert memorise_answers(list(zip(REQUESTS, said)), folder)["wrong tokens"] == 0
     make_portable(folder, TOOLS)
     return folder
 
@@ -79,7 +79,7 @@ def made(model, tmp_path_factory):
     "One checkpoint of each scheme."
     place = tmp_path_factory.mktemp("checkpoints")
     return {
-        scheme: (place / scheme, make_checkpoint(model, place / scheme, scheme, EXAMPLES))
+        scheme: (place / scheme, compress_model(model, place / scheme, scheme, EXAMPLES))
         for scheme in SCHEMES
     }
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_smaller_and_answers_alike(made, model, scheme):
     assert json.loads((folder / "checkpoint.json").read_text()) == record and record[
         "versions"
     ].keys() == {"llmcompressor", "compressed-tensors", "torch", "transformers"}
-    assert right(transformers_answerer(*load_model(str(folder)))(REQUESTS)) >= 3
+    assert right(transformers_predictor(*load_model(str(folder)))(REQUESTS)) >= 3
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -148,7 +148,7 @@ def test_vllm_serves_four_bits(made):
         assert [server.prompt_ids(one) for one in REQUESTS] == [
             encode_prompt(one, tokenizer) for one in REQUESTS
         ]
-        assert right(openai_answerer(server.url, server.model)(REQUESTS)) >= 3
+        assert right(openai_client(server.url, server.model)(REQUESTS)) >= 3
 
 
 def test_nothing_is_left_of_one_that_failed(model, tmp_path, monkeypatch):
@@ -159,7 +159,7 @@ def test_nothing_is_left_of_one_that_failed(model, tmp_path, monkeypatch):
     (tmp_path / "FP8" / "old").write_text("kept")
     monkeypatch.setattr("toolcall_ft.export.compressed.compress", fail)
     with pytest.raises(UserError, match="(?i)space"):
-        make_checkpoint(model, tmp_path / "FP8", "FP8")
+        compress_model(model, tmp_path / "FP8", "FP8")
     assert [path.name for path in tmp_path.rglob("*")] == ["FP8", "old"]
 
 
@@ -171,7 +171,7 @@ def test_a_broken_checkpoint_gets_no_name(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr("toolcall_ft.export.compressed.compress", spoil)
     with pytest.raises(UserError, match="nothing was written"):
-        make_checkpoint(model, tmp_path / "GPTQ", "GPTQ", EXAMPLES)
+        compress_model(model, tmp_path / "GPTQ", "GPTQ", EXAMPLES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,16 +185,16 @@ def test_a_tokenizer_that_the_files_do_not_hold(model, tmp_path, monkeypatch):
 
 def test_wishes_that_cannot_be_met(model, made, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="'awq'.*AWQ"):
-        make_checkpoint(model, tmp_path / "x", "awq", EXAMPLES)
+        compress_model(model, tmp_path / "x", "awq", EXAMPLES)
     with pytest.raises(UserError, match="needs samples"):
-        make_checkpoint(model, tmp_path / "x", "INT8")
+        compress_model(model, tmp_path / "x", "INT8")
     with pytest.raises(UserError, match="quantised checkpoint already"):
-        make_checkpoint(made["FP8"][0], tmp_path / "x", "GPTQ", EXAMPLES)
+        compress_model(made["FP8"][0], tmp_path / "x", "GPTQ", EXAMPLES)
     with pytest.raises(UserError, match="toolcall-ft merge"):
-        make_checkpoint("Qwen/Qwen2.5-1.5B-Instruct", tmp_path / "x", "FP8")
+        compress_model("Qwen/Qwen2.5-1.5B-Instruct", tmp_path / "x", "FP8")
     monkeypatch.setattr("toolcall_ft.export.compressed.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"toolcall-ft\[compress\]"):
-        make_checkpoint(model, tmp_path / "x", "FP8")
+        compress_model(model, tmp_path / "x", "FP8")
     assert not (tmp_path / "x").exists()
 
 
@@ -230,7 +230,7 @@ def test_agreement_counts_answers_only(model):
 
 def test_the_table_shows_what_is_missing():
     report = {"exact": 0.5, "exact_interval": [0.4, 0.6], "exact_n": 100}
-    table = checkpoint_table(
+    table = compressed_table(
         {
             "merged": {"bytes": 2000, "transformers": report, "vllm": "not run"},
             "FP8": {"bytes": 1000, "rows": 0, "seconds": 1.5, "transformers": report},

@@ -1173,14 +1173,14 @@ def test_a_report_on_no_requests_is_a_row_without_figures():
 def test_a_server_that_dies_leaves_no_figure_behind(project, monkeypatch):
     from contextlib import contextmanager
 
-    from toolcall_ft.serve.client import openai_answerer
+    from toolcall_ft.serve.client import openai_client
     from toolcall_ft.serve.server import free_port
 
     @contextmanager
     def nobody(config, name):
-        yield openai_answerer(f"http://127.0.0.1:{free_port()}")
+        yield openai_client(f"http://127.0.0.1:{free_port()}")
 
-    monkeypatch.setattr("toolcall_ft.cli.pipeline.open_answerer", nobody)
+    monkeypatch.setattr("toolcall_ft.cli.pipeline.open_predictor", nobody)
     assert main(["data"]) == 0
     config = read_config("config.yaml")
     stage = next(stage for stage in chain(config) if stage.name == "Q8_0")
@@ -1342,3 +1342,21 @@ def test_a_gguf_of_an_earlier_model_is_not_served(project, capsys):
         101, stage_digest(next(stage for stage in chain(config) if stage.name == "export"), config)
     )  # merged again, and it came to the same
     assert find_format(config).endswith("model-Q8_0.gguf")
+
+
+@pytest.mark.parametrize(
+    "key, value, again",
+    [
+        ("report_to", "tensorboard", False),
+        ("save_steps", 7, False),
+        ("weight_decay", 0.1, True),
+        ("lora_targets", ["q_proj"], True),
+        ("four_bit", True, True),
+    ],
+)
+def test_only_a_key_that_changes_the_result_makes_training_run_again(project, key, value, again):
+    config = read_config("config.yaml")
+    stage = next(stage for stage in chain(config) if stage.name == "train")
+    before = stage_digest(stage, config)
+    config["train"][key] = value
+    assert (stage_digest(stage, config) != before) == again

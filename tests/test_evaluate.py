@@ -125,15 +125,15 @@ def test_request_is_cut_before_the_last_assistant_turn():
             to_requests([conversation, bad])
 
 
-def test_the_answerer_gets_all_requests_at_once_and_no_reference():
+def test_the_predictor_gets_all_requests_at_once_and_no_reference():
     seen = []
 
-    def answerer(requests):
+    def predictor(requests):
         seen.append(requests)
         return [answer() for _ in requests]
 
     report = evaluate(
-        [example(call("f", x="secret"), question=str(i)) for i in range(5)], answerer, limit=3
+        [example(call("f", x="secret"), question=str(i)) for i in range(5)], predictor, limit=3
     )
     assert (
         len(seen) == 1

@@ -13,7 +13,7 @@ import trl
 
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.jsontext import dump_json
-from toolcall_ft.generate.answers import CUT_OFF, generate_answers, transformers_answerer
+from toolcall_ft.generate.answers import CUT_OFF, generate_answers, transformers_predictor
 from toolcall_ft.generate.engines import (
     choose_engine,
     compile_grammar,
@@ -27,7 +27,7 @@ from toolcall_ft.template.rows import encode_example
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.formats import parse_calls
-from toolcall_ft.tools.normalize import canonical_messages
+from toolcall_ft.tools.normalize import normalize_messages
 
 ENGINES = ("xgrammar", "transformers-cfg")
 
@@ -99,7 +99,7 @@ def call_text(name, arguments):
 
 
 def test_what_is_trained_is_in_the_grammar():
-    "Rows (`canonical_messages`) and clean schemas name arguments in one order, so that no grammar forces a model off what it learnt."
+    "Rows (`normalize_messages`) and clean schemas name arguments in one order, so that no grammar forces a model off what it learnt."
     send = tool(
         "send",
         {
@@ -133,7 +133,7 @@ def test_what_is_trained_is_in_the_grammar():
         "by": {"way": "w", "cost": 0.1 + 0.2},
     }
     cleaned, _ = clean_tools([send])
-    made = canonical_messages(
+    made = normalize_messages(
         [
             {
                 "role": "assistant",
@@ -292,11 +292,11 @@ def test_transformers_cfg_needs_no_network(noise, tokenizer, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     compile_grammar.cache_clear()
-    answerer = transformers_answerer(
+    predictor = transformers_predictor(
         noise, tokenizer, constrained=True, engine="transformers-cfg", max_new_tokens=5
     )
     assert (
-        len(answerer([{"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS[:1]}])) == 1
+        len(predictor([{"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS[:1]}])) == 1
     )
 
 
@@ -486,7 +486,7 @@ def test_calls_are_checked_before_they_run():
 
 
 def test_the_loop_corrects_itself_and_leaves_its_input_alone():
-    def answerer(requests):
+    def predictor(requests):
         last = requests[0]["messages"][-1]
         calls = {
             "user": [{"name": "set_light", "arguments": {"room": "attic", "on": True}}],
@@ -505,7 +505,7 @@ def test_the_loop_corrects_itself_and_leaves_its_input_alone():
         ]
 
     messages = [{"role": "user", "content": "light!"}]
-    talk = chat_with_tools(answerer, messages, TOOLS, {"set_light": lambda room, on: "on"})
+    talk = chat_with_tools(predictor, messages, TOOLS, {"set_light": lambda room, on: "on"})
     assert len(messages) == 1 and [message["role"] for message in talk] == [
         "user",
         "assistant",
@@ -528,7 +528,7 @@ def test_import_is_light():
 
 
 @pytest.mark.parametrize("thinking", [None, True, False])
-def test_an_answerer_asks_as_the_rows_were_encoded(tokenizer, monkeypatch, thinking):
+def test_an_predictor_asks_as_the_rows_were_encoded(tokenizer, monkeypatch, thinking):
     "Qwen3's template: what the model is asked is the part of the training row that is not learnt."
     other = load_tokenizer("tiny-qwen2")
     other.chat_template = (Path(trl.__file__).parent / "chat_templates/qwen3.jinja").read_text(
@@ -541,7 +541,7 @@ def test_an_answerer_asks_as_the_rows_were_encoded(tokenizer, monkeypatch, think
             asked.extend(prompts) or [[tokenizer.eos_token_id]] * len(prompts)
         ),
     )
-    transformers_answerer(None, other, thinking=thinking)([{"messages": question, "tools": TOOLS}])
+    transformers_predictor(None, other, thinking=thinking)([{"messages": question, "tools": TOOLS}])
     row = encode_example(
         {"messages": [*question, {"role": "assistant", "content": "pong"}], "tools": TOOLS},
         other,

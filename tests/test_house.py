@@ -142,6 +142,25 @@ def test_public_names_are_those_of_the_list_and_each_means_one_thing(repository)
         assert public == "main" or getattr(folder, public) is getattr(here, public), public
 
 
+KNOWS_TAGS = (
+    "tools.formats",
+    "data.",
+    "parity.corpus",
+    "parity.strings",
+    "template.macros",
+    "template.portable",
+)
+
+
+def test_only_the_tool_formats_know_tags(repository):
+    "Data formats, test corpora and the portable template's own text aside."
+    tags = re.compile(r"</?tool_call>|<\|im_(start|end)\|>|<\|(eot_id|python_tag)\|>")
+    for name, tree in modules(repository).items():
+        if not name.startswith(KNOWS_TAGS):
+            texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+            assert not [text for text in map(str, texts) if tags.search(text)], name
+
+
 def test_heavy_libraries_are_imported_late(repository):
     for name, tree in modules(repository).items():
         found = {each.split(".")[0] for each in imports(top_level(tree), name)}

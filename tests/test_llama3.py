@@ -8,11 +8,11 @@ from golden.llama3 import llama3
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.evaluate.results import evaluate, to_requests
 from toolcall_ft.export.gguf import export_gguf
-from toolcall_ft.generate.answers import transformers_answerer
+from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.engines import grammar_accepts
 from toolcall_ft.generate.grammar import tool_grammar
 from toolcall_ft.generate.model import load_model
-from toolcall_ft.serve.client import ids_answerer, openai_answerer
+from toolcall_ft.serve.client import ids_client, openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.rows import encode_example, encode_prompt
@@ -20,7 +20,7 @@ from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.formats import LLAMA3, tool_format
 from toolcall_ft.train.lora import train_lora
-from toolcall_ft.train.memorise import learn_by_heart
+from toolcall_ft.train.memorise import memorise_answers
 
 
 def book_room(room: str, seats: int):
@@ -79,7 +79,7 @@ def memorised(tmp_path_factory):
     for question, call in CALLS.items():
         asked = {"messages": [{"role": "user", "content": question}], "tools": TOOLS}
         answers.append((asked, LLAMA3.write([call])))
-    learnt = learn_by_heart(answers, folder, model=llama3())
+    learnt = memorise_answers(answers, folder, model=llama3())
     assert learnt["wrong tokens"] == 0
     return folder
 
@@ -158,8 +158,8 @@ def test_lora_trains_on_a_cpu(tmp_path):
 
 @pytest.mark.parametrize("constrained", [False, True])
 def test_it_answers_in_transformers(memorised, constrained):
-    answerer = transformers_answerer(*load_model(memorised), constrained=constrained)
-    report = evaluate(answerer, EXAMPLES)
+    predictor = transformers_predictor(*load_model(memorised), constrained=constrained)
+    report = evaluate(EXAMPLES, predictor)
     assert report["exact"] == 1 and report["n"] == len(EXAMPLES)
 
 
@@ -167,9 +167,9 @@ def test_llama_server_fills_tool_calls(memorised, tokenizer, tmp_path):
     gguf = export_gguf(memorised, tmp_path, ["F16"])["F16"]
     requests = [request for request, _ in to_requests(EXAMPLES)]
     with LlamaServer(gguf) as server:
-        for answer, call in zip(openai_answerer(server.url)(requests), CALLS.values()):
+        for answer, call in zip(openai_client(server.url)(requests), CALLS.values()):
             assert (answer["calls"], answer["content"], answer["errors"]) == ([call], "", [])
-        for answer, call in zip(ids_answerer(server.url, tokenizer)(requests), CALLS.values()):
+        for answer, call in zip(ids_client(server.url, tokenizer)(requests), CALLS.values()):
             assert (answer["calls"], answer["errors"]) == ([call], [])
         for request in requests:
             assert server.prompt_ids(request) == list(encode_prompt(request, tokenizer)), (

@@ -22,7 +22,7 @@ from toolcall_ft.evaluate.results import to_requests
 from toolcall_ft.export.convert import read_gguf
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import find_llama_cpp
-from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.ollama_build import find_ollama
@@ -153,10 +153,10 @@ def test_a_soak_notices_what_is_lost_and_what_is_refused(gguf):
         class Hanging(Nobody):
             url, process = server.url, server.process
 
-        ask = openai_answerer(server.url, server.model, 8)
+        ask = openai_client(server.url, server.model, 8)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "serve.openai_answerer",
+                "serve.openai_client",
                 lambda *a: (
                     lambda requests: (
                         [ask(requests)[0] if len(requests) > 1 else {"unanswered": "lost"}]
@@ -187,7 +187,7 @@ def ask_and_kill(server):
     for process in busy:
         os.kill(process, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(openai_answerer(server.url, server.model, 40), [HELLO])
+        asked = pool.submit(openai_client(server.url, server.model, 40), [HELLO])
         time.sleep(0.5)
         assert not asked.done()
         for process in busy:
@@ -317,7 +317,7 @@ def test_the_printed_line_works_and_the_server_ends_without_orphans(
 
 
 @OLLAMA
-def test_ollama_is_measured_as_the_other_answerers_are(project):
+def test_ollama_is_measured_as_the_other_predictors_are(project):
     assert "| in Ollama |" in run_program("eval", "ollama", folder=project).stdout
 
 

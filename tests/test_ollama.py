@@ -22,7 +22,7 @@ from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.http import ask_json, fetch_json
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
-from toolcall_ft.serve.client import openai_answerer, wire_messages
+from toolcall_ft.serve.client import openai_client, wire_messages
 from toolcall_ft.serve.llama import SLEEPING
 from toolcall_ft.serve.modelfile import QWEN_SYSTEM, go_template, write_modelfile
 from toolcall_ft.serve.ollama import OllamaServer, is_modelfile, ollama_prompt
@@ -37,8 +37,8 @@ from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.tools.normalize import canonical_messages
-from toolcall_ft.train.memorise import learn_by_heart
+from toolcall_ft.tools.normalize import normalize_messages
+from toolcall_ft.train.memorise import memorise_answers
 
 NOTICE = {
     "type": "function",
@@ -162,7 +162,9 @@ def folder(tmp_path_factory):
     "A model that gives the answers of HEART, with the portable template."
     build_llama_cpp()
     folder = tmp_path_factory.mktemp("model") / "heart"
-    learnt = learn_by_heart([(REQUESTS[name], text) for name, (*_, text) in HEART.items()], folder)
+    learnt = memorise_answers(
+        [(REQUESTS[name], text) for name, (*_, text) in HEART.items()], folder
+    )
     assert learnt["wrong tokens"] == 0
     make_portable(folder, TOOLS)
     return folder
@@ -305,7 +307,7 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_prompt_is_that_of_training(server, tokenizer, name):
     messages, tools = CONVERSATIONS[name][:2]
-    request = {"messages": canonical_messages(messages, tools), "tools": tools}
+    request = {"messages": normalize_messages(messages, tools), "tools": tools}
     if (
         name == "typed" and "OLLAMA_GO_TEMPLATE" in server.environment
     ):  # Go has nothing to break the text up with
@@ -389,7 +391,7 @@ def test_the_guides_request_in_the_openai_way(server, streamed):
 
 def test_several_calls_a_result_and_chinese(server):
     answers = dict(
-        zip(REQUESTS, openai_answerer(server.url, server.model, workers=2)(list(REQUESTS.values())))
+        zip(REQUESTS, openai_client(server.url, server.model, workers=2)(list(REQUESTS.values())))
     )
     assert answers["several"]["calls"] == [
         {"name": "get_weather", "arguments": {"city": "北京"}},
@@ -556,15 +558,13 @@ def test_the_guides_modelfile_in_the_go_way_returns_no_call(ollama, guide_modelf
         assert "<tool_response>" not in ollama_prompt(
             server, REQUESTS["result"]
         ) and '通告", "content' not in ollama_prompt(server, REQUESTS["result"])
-        answers = openai_answerer(server.url, server.model)(
-            [REQUESTS["guide"], REQUESTS["several"]]
-        )
+        answers = openai_client(server.url, server.model)([REQUESTS["guide"], REQUESTS["several"]])
         assert not any(answer["calls"] for answer in answers), answers
 
 
 def test_a_new_ollama_prefers_the_ggufs_template_to_the_guides(ollama, guide_modelfile):
     with OllamaServer(guide_modelfile) as server:
-        assert openai_answerer(server.url, server.model)([REQUESTS["guide"]])[0]["calls"] == [
+        assert openai_client(server.url, server.model)([REQUESTS["guide"]])[0]["calls"] == [
             {"name": "HandleTongzhiTonggao", "arguments": ANNOUNCED}
         ]
 
@@ -589,14 +589,14 @@ def test_does_not_support_tools(ollama, folder, tmp_path):
             server.prompt_ids(REQUESTS["guide"])
         assert (
             "does not support tools"
-            in openai_answerer(server.url, server.model)([REQUESTS["guide"]])[0]["errors"][0]
+            in openai_client(server.url, server.model)([REQUESTS["guide"]])[0]["errors"][0]
         )
     modelfile.write_text(
         f'FROM {gguf}\nTEMPLATE """{go_template(TOOLS, QWEN_SYSTEM)}"""\nPARAMETER temperature 0\n',
         encoding="utf-8",
     )
     with OllamaServer(modelfile) as server:  # the mend without another export
-        assert openai_answerer(server.url, server.model)([REQUESTS["guide"]])[0]["calls"] == [
+        assert openai_client(server.url, server.model)([REQUESTS["guide"]])[0]["calls"] == [
             {"name": "HandleTongzhiTonggao", "arguments": ANNOUNCED}
         ]
 
@@ -651,7 +651,7 @@ def until(condition, seconds=30):
 
 def test_a_model_runner_killed_in_mid_request(ollama, gguf):
     with OllamaServer(gguf) as server:
-        ask = openai_answerer(server.url, server.model, max_new_tokens=200)
+        ask = openai_client(server.url, server.model, max_new_tokens=200)
         server.prompt_ids(REQUESTS["plain"])
         runner = next(pid for pid, name in group(server).items() if name.startswith("llama-server"))
         threading.Timer(0.3, os.kill, [runner, signal.SIGKILL]).start()
@@ -674,7 +674,7 @@ def test_an_ollama_killed_in_mid_request_leaves_nothing_behind(ollama, gguf):
     with OllamaServer(gguf) as server:
         server.prompt_ids(REQUESTS["plain"])
         threading.Timer(0.3, server.process.kill).start()
-        answers = openai_answerer(server.url, server.model, max_new_tokens=2000)(
+        answers = openai_client(server.url, server.model, max_new_tokens=2000)(
             [
                 {"messages": [user(f"{number} " + "word " * 1500)], "tools": []}
                 for number in range(12)

@@ -9,7 +9,7 @@ from toolcall_ft.data.examples import build_example
 from toolcall_ft.evaluate.results import to_requests
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
-from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.ollama_build import find_ollama
@@ -18,7 +18,7 @@ from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.train.memorise import learn_by_heart
+from toolcall_ft.train.memorise import memorise_answers
 
 CI = bool(os.environ.get("CI"))
 LINE = {
@@ -93,7 +93,7 @@ def model(tmp_path_factory):
         )
         for request, (call,) in zip(REQUESTS, WANTED)
     ]
-    assert learn_by_heart(answers, folder / "model", steps=400)["wrong tokens"] == 0
+    assert memorise_answers(answers, folder / "model", steps=400)["wrong tokens"] == 0
     make_portable(folder / "model", TOOLS, written=WRITTEN)
     return folder / "model", export_gguf(folder / "model", folder / "gguf", ["F16"])["F16"]
 
@@ -134,7 +134,7 @@ def test_optional_arguments_come_back(served):
         assert [server.prompt_ids(request) for request in asked] == [
             list(encode_prompt(request, tokenizer)) for request in REQUESTS
         ]
-        answers = openai_answerer(server.url, server.model, free=free)(asked)
+        answers = openai_client(server.url, server.model, free=free)(asked)
         told = [
             calls
             for calls in WANTED

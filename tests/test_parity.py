@@ -38,8 +38,8 @@ from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.tools.normalize import canonical_messages
-from toolcall_ft.train.memorise import learn_by_heart
+from toolcall_ft.tools.normalize import normalize_messages
+from toolcall_ft.train.memorise import memorise_answers
 
 CORPUS = hard_corpus()
 ALL_TOOLS = list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values())
@@ -91,7 +91,7 @@ def test_every_case_can_be_asked_of_any_hop(tokenizer):
     for case in CORPUS:
         assert (
             json.loads(json.dumps(case)) == case
-            and canonical_messages(case["messages"], case["tools"]) == case["messages"]
+            and normalize_messages(case["messages"], case["tools"]) == case["messages"]
         )
         assert clean_tools(case["tools"])[0] == case["tools"]  # they are clean already
         assert case["messages"][-1]["role"] in ("user", "tool") and encode_prompt(case, tokenizer)
@@ -571,7 +571,7 @@ def teach(city_of, folder, model="tiny-qwen2"):
     call = lambda city: (
         f'<tool_call>\n{{"name": "get_weather", "arguments": {{"city": "{city}"}}}}\n</tool_call>'
     )
-    learnt = learn_by_heart(
+    learnt = memorise_answers(
         [
             ({"messages": example["messages"][:-1], "tools": TOOLS}, call(city))
             for example, city in zip(CITY_CASES, city_of)
@@ -840,7 +840,7 @@ def any_conversation(pick):
         if pick.random() < 0.7:
             messages.append({"role": "assistant", "content": text()})
     return {
-        "messages": canonical_messages([*messages, {"role": "user", "content": text()}], tools),
+        "messages": normalize_messages([*messages, {"role": "user", "content": text()}], tools),
         "tools": tools,
     }
 
@@ -851,7 +851,7 @@ class OllamaChat(OllamaServer):
     def prompt_ids(self, request):
         body = {
             "model": self.model,
-            "messages": canonical_messages(request["messages"], request["tools"]),
+            "messages": normalize_messages(request["messages"], request["tools"]),
             "tools": request["tools"],
             "stream": False,
             "_debug_render_only": True,

@@ -36,7 +36,7 @@ from toolcall_ft.template.portable import (
 )
 from toolcall_ft.template.rows import encode_example, encode_prompt
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.tools.normalize import canonical_messages
+from toolcall_ft.tools.normalize import normalize_messages
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 WORDS = {"qwen3": "<think> </think> <tool_response> </tool_response>"}
@@ -517,7 +517,7 @@ def test_llama_server_makes_the_prompt_of_training(served, name):
     tokenizer, server = served
     messages, tools = HARD[name]
     request = {
-        "messages": canonical_messages(
+        "messages": normalize_messages(
             [
                 {key: value for key, value in message.items() if key != "reasoning_content"}
                 for message in messages
@@ -559,7 +559,7 @@ SMALLEST = 1e-300  # near the end of what a float can hold, powers of ten are no
 )
 def test_numbers_of_earlier_calls_keep_their_digits(served, numbers):
     tokenizer, server = served
-    request = {"messages": canonical_messages(after_call(x=numbers), [WEATHER]), "tools": [WEATHER]}
+    request = {"messages": normalize_messages(after_call(x=numbers), [WEATHER]), "tools": [WEATHER]}
     assert dump_json(
         request["messages"][1]["tool_calls"][0]["function"]["arguments"]
     ) in server_prompt(server.url, request)

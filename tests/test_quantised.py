@@ -19,14 +19,14 @@ from toolcall_ft.parity.quantization import (
     imatrix_table,
     measure_formats,
     measure_speed,
-    quantised_chart,
-    quantised_table,
+    quantization_chart,
+    quantization_table,
     resample_interval,
 )
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.train.memorise import learn_by_heart
+from toolcall_ft.train.memorise import memorise_answers
 
 TOOLS, _ = clean_tools(
     [{"name": "get_weather", "description": "Weather", "parameters": {"city": {"type": "string"}}}]
@@ -170,7 +170,7 @@ def files(tmp_path_factory):
         )
         for city in CITIES
     ]
-    assert learn_by_heart(texts, work / "heart")["wrong tokens"] == 0
+    assert memorise_answers(texts, work / "heart")["wrong tokens"] == 0
     return export_gguf(work / "heart", work / "gguf", ["F16", "Q8_0"])
 
 
@@ -187,9 +187,9 @@ def test_a_model_that_knows_its_answers(files):
     assert (
         rows["Q8_0"]["bytes"] == files["Q8_0"].stat().st_size and rows["Q8_0"]["answer_speed"] > 0
     )
-    table = quantised_table(rows)
+    table = quantization_table(rows)
     assert f"{files['Q8_0'].stat().st_size:,} | 54% | 100.0 % [43.9–100.0] n=3" in table
-    assert len(quantised_chart(rows).axes) == 3
+    assert len(quantization_chart(rows).axes) == 3
 
 
 def test_without_f16_there_is_nothing_to_compare_with(files):

@@ -22,7 +22,7 @@ from toolcall_ft.base.http import ask_json, fetch_json
 from toolcall_ft.base.process import start_group
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
-from toolcall_ft.serve.client import ids_answerer, openai_answerer, read_reply, wire_messages
+from toolcall_ft.serve.client import ids_client, openai_client, read_reply, wire_messages
 from toolcall_ft.serve.llama import (
     SLEEPING,
     LlamaServer,
@@ -390,14 +390,14 @@ def test_ids_are_answered_as_messages_are(server, tokenizer):
         HELLO,
         {"messages": [{"role": "user", "content": "Weather in Oslo?"}], "tools": TOOLS},
     ]
-    by_ids = ids_answerer(server.url, tokenizer, server.model, max_new_tokens=24)(requests)
-    by_text = openai_answerer(server.url, server.model, max_new_tokens=24, free=True)(requests)
+    by_ids = ids_client(server.url, tokenizer, server.model, max_new_tokens=24)(requests)
+    by_text = openai_client(server.url, server.model, max_new_tokens=24, free=True)(requests)
     assert [answer["content"] for answer in by_ids] == [
         answer["content"] for answer in by_text
     ] and all(sorted(answer) == sorted(by_text[0]) for answer in by_ids)
     assert (
         "Is the server still running?"
-        in ids_answerer(f"http://127.0.0.1:{free_port()}", tokenizer)(requests[:1])[0]["errors"][0]
+        in ids_client(f"http://127.0.0.1:{free_port()}", tokenizer)(requests[:1])[0]["errors"][0]
     )
 
 
@@ -423,8 +423,8 @@ def test_many_at_once_keep_their_order(server):
     requests = [
         {"messages": [{"role": "user", "content": f"Say {i}"}], "tools": []} for i in range(24)
     ]
-    alone = openai_answerer(server.url, max_new_tokens=8)(requests)
-    together = openai_answerer(server.url, max_new_tokens=8, workers=4)(requests)
+    alone = openai_client(server.url, max_new_tokens=8)(requests)
+    together = openai_client(server.url, max_new_tokens=8, workers=4)(requests)
     assert len(together) == 24 and all(answer["seconds"] > 0 for answer in together)
     assert (
         sum(a["content"] == b["content"] for a, b in zip(alone, together)) >= 22
@@ -432,7 +432,7 @@ def test_many_at_once_keep_their_order(server):
 
 
 def test_no_requests_no_answers(server):
-    assert openai_answerer(server.url)([]) == []
+    assert openai_client(server.url)([]) == []
 
 
 def test_a_server_killed_in_mid_request(gguf):
@@ -442,7 +442,7 @@ def test_a_server_killed_in_mid_request(gguf):
             for number in range(50)
         ]  # half a second each
         threading.Timer(0.5, server.process.send_signal, [signal.SIGKILL]).start()
-        answers = openai_answerer(server.url, max_new_tokens=1000)(requests)
+        answers = openai_client(server.url, max_new_tokens=1000)(requests)
     assert (
         len(answers) == 50
         and "Is the server still running?" in answers[-1]["errors"][0]
@@ -451,7 +451,7 @@ def test_a_server_killed_in_mid_request(gguf):
 
 
 def test_an_unfinished_answer_says_so(server):
-    answer = openai_answerer(server.url, max_new_tokens=1)([HELLO])[0]
+    answer = openai_client(server.url, max_new_tokens=1)([HELLO])[0]
     assert any("cut off" in error for error in answer["errors"])
 
 
@@ -522,12 +522,12 @@ def strange_server():
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_replies_become_errors(strange_server, name):
-    answer = openai_answerer(strange_server, name)([HELLO])[0]
+    answer = openai_client(strange_server, name)([HELLO])[0]
     assert answer["calls"] == [] and STRANGE[name][1] in " ".join(answer["errors"])
 
 
 def test_a_refusal_names_the_status(strange_server):
-    assert "status 503" in openai_answerer(strange_server, "unknown")([HELLO])[0]["errors"][0]
+    assert "status 503" in openai_client(strange_server, "unknown")([HELLO])[0]["errors"][0]
 
 
 def test_a_good_call_beside_a_bad_one(strange_server, monkeypatch):
@@ -536,7 +536,7 @@ def test_a_good_call_beside_a_bad_one(strange_server, monkeypatch):
         "mixed",
         (message(content="ok", tool_calls=[tool_call('{"city": "Oslo"}'), tool_call("{")]), ""),
     )
-    answer = openai_answerer(strange_server, "mixed")([HELLO])[0]
+    answer = openai_client(strange_server, "mixed")([HELLO])[0]
     assert (
         answer["calls"] == [{"name": "get_weather", "arguments": {"city": "Oslo"}}]
         and len(answer["errors"]) == 1
@@ -583,7 +583,7 @@ def test_a_proxy_of_the_environment_is_not_asked_about_this_machine(strange_serv
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setitem(STRANGE, "fine", (message(content="ok"), ""))
-    assert openai_answerer(strange_server, "fine")([HELLO])[0]["content"] == "ok"
+    assert openai_client(strange_server, "fine")([HELLO])[0]["content"] == "ok"
     assert ask_json(f"{strange_server}/chat/completions", {"model": "fine"})["choices"]
 
 
@@ -598,7 +598,7 @@ def test_a_call_whose_name_is_no_text_is_an_error_beside_the_good_ones(
     monkeypatch.setitem(
         STRANGE, "named", (message(tool_calls=[odd, tool_call('{"city": "Oslo"}')]), "")
     )
-    answer = openai_answerer(strange_server, "named")([HELLO])[0]
+    answer = openai_client(strange_server, "named")([HELLO])[0]
     assert len(answer["calls"]) == 1 and "not readable" in answer["errors"][0]
 
 

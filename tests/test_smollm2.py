@@ -14,7 +14,7 @@ from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus
 from toolcall_ft.parity.strings import hard_strings
-from toolcall_ft.serve.client import openai_answerer
+from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer, server_tokens
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.ollama_build import find_ollama
@@ -118,7 +118,7 @@ def test_llama_server_cuts_texts_and_prompts_as_in_training(model, wanted, form)
             != tokenizer(text, add_special_tokens=False)["input_ids"]
         ] == []
         assert prompt_differences(server, CORPUS, wanted, tokenizer) == []
-        answer = openai_answerer(server.url, server.model, max_new_tokens=24)(
+        answer = openai_client(server.url, server.model, max_new_tokens=24)(
             [
                 {
                     "messages": [{"role": "user", "content": "What is the capital of France?"}],

@@ -35,8 +35,8 @@ from toolcall_ft.data.rewrite import (
     turns_to_phrase,
 )
 from toolcall_ft.data.sample import SHAPES, match_pattern
-from toolcall_ft.data.words import word_lists
 from toolcall_ft.data.synthetic import ROWS, make_kit, row_kind, synthesise, unsaid
+from toolcall_ft.data.words import word_lists
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.load import read_tools
 

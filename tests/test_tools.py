@@ -26,8 +26,8 @@ from toolcall_ft.tools.loose import clean_type
 from toolcall_ft.tools.normalize import (
     canonical,
     canonical_argument,
-    canonical_messages,
     canonical_number,
+    normalize_messages,
 )
 from toolcall_ft.tools.schema import tool_schema
 
@@ -1216,7 +1216,7 @@ def test_canonical_values_are_equal_and_stay(value):
 
 @settings(max_examples=500, deadline=None)
 @given(ANY_JSON, st.text(max_size=4))
-def test_canonical_messages_stay_and_say_the_same(value, words):
+def test_normalize_messages_stay_and_say_the_same(value, words):
     "Equal as data, but for numbers that a float does not hold safely (text) and digits beyond the 15th."
     message = {
         "role": "assistant",
@@ -1226,8 +1226,8 @@ def test_canonical_messages_stay_and_say_the_same(value, words):
         ],
     }
     before = json.dumps(message)
-    once = canonical_messages([message])
-    assert dump_json(canonical_messages(once)) == dump_json(once) and json.dumps(message) == before
+    once = normalize_messages([message])
+    assert dump_json(normalize_messages(once)) == dump_json(once) and json.dumps(message) == before
 
     def same(old, new):
         if isinstance(old, dict):
@@ -1294,7 +1294,7 @@ def test_numbers_as_every_server_shows_them(value, sent):
         "tool_calls": [{"function": {"name": "f", "arguments": {"x": [value]}}}],
     }
     assert dump_json(
-        canonical_messages([message])[0]["tool_calls"][0]["function"]["arguments"]["x"][0]
+        normalize_messages([message])[0]["tool_calls"][0]["function"]["arguments"]["x"][0]
     ) == dump_json(sent)
 
 
@@ -1317,7 +1317,7 @@ def test_calls_in_openais_shape_become_ours():
     }
     tidy = {"type": "function", "function": {"name": "f", "arguments": {"x": {"a": 2, "b": 1}}}}
     none = {"name": "f", "arguments": None}
-    said = canonical_messages(
+    said = normalize_messages(
         (
             {"role": "user", "content": "u"},
             {"role": "assistant", "content": None, "tool_calls": [call, none]},
@@ -1331,7 +1331,7 @@ def test_calls_in_openais_shape_become_ours():
     )
     for wrong in ("{", "[1]", 5):
         with pytest.raises(UserError, match="arguments of a call of f"):
-            canonical_messages(
+            normalize_messages(
                 [
                     {
                         "role": "assistant",
@@ -1439,10 +1439,10 @@ ORDER = {
 def test_arguments_come_in_the_order_of_their_schema(written, ordered):
     tools, _ = clean_tools([ORDER])
     call = {"type": "function", "function": {"name": "create_order", "arguments": written}}
-    once = canonical_messages([{"role": "assistant", "content": "", "tool_calls": [call]}], tools)
+    once = normalize_messages([{"role": "assistant", "content": "", "tool_calls": [call]}], tools)
     assert (
         dump_json(once[0]["tool_calls"][0]["function"]["arguments"]) == ordered
-        and canonical_messages(once, tools) == once
+        and normalize_messages(once, tools) == once
     )
 
 

@@ -17,7 +17,7 @@ from toolcall_ft.train.backend import load_peft, start_backend
 from toolcall_ft.train.lora import encode_splits, save_adapter, train_lora
 from toolcall_ft.train.merge import load_adapted, merge_adapter, probe_logits
 from toolcall_ft.train.prefix import PrefixSampler, prefix_groups, shared_prefix, trained_loss
-from toolcall_ft.train.trainer import curve_points, last_checkpoint, progress
+from toolcall_ft.train.trainer import curve_points, last_checkpoint, progress, trainer_settings
 
 tokenizer = load_tokenizer("tiny-qwen2")
 END = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -388,3 +388,25 @@ def test_an_adapter_of_another_model_is_a_clear_error(run, tmp_path):
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="does not fit"):
         merge_adapter(str(tmp_path / "other"), run[0] / "adapter", tmp_path / "merged")
+
+
+def test_the_settings_of_the_configuration_reach_the_trainer(tmp_path):
+    own = {"scheduler": "linear", "weight_decay": 0.1, "max_grad_norm": 0.5, "report_to": "none"}
+    settings = trainer_settings(
+        tmp_path, 1, 8, 1, 1e-3, 0.1, rows=80, validate=False, save_steps=7, **own
+    )
+    assert settings.lr_scheduler_type.value == "linear" and settings.save_steps == 7
+    assert (settings.weight_decay, settings.max_grad_norm) == (0.1, 0.5)
+    model = load_peft("tiny-qwen2", targets=["q_proj"], dropout=0.2)
+    config = model.peft_config["default"]
+    assert config.target_modules == {"q_proj"} and config.lora_dropout == 0.2
+
+
+def test_the_defaults_of_training_are_those_of_the_configuration():
+    import inspect
+
+    from toolcall_ft.config import read_config
+
+    parameters = inspect.signature(train_lora).parameters
+    for key, value in read_config()["train"].items():
+        assert parameters[key].default == value, key

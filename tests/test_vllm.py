@@ -15,19 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolcall_ft.base.errors import UserError
-from toolcall_ft.generate.answers import transformers_answerer
+from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.model import load_model
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus
-from toolcall_ft.serve.client import openai_answerer, wire_messages
+from toolcall_ft.serve.client import openai_client, wire_messages
 from toolcall_ft.serve.vllm import VllmServer, check_model, find_vllm, vllm_command
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.tools.normalize import canonical_messages
-from toolcall_ft.train.memorise import learn_by_heart
+from toolcall_ft.tools.normalize import normalize_messages
+from toolcall_ft.train.memorise import memorise_answers
 
 GUIDE = {
     "tools": [
@@ -221,7 +221,7 @@ def test_a_vllm_that_dies_shows_its_last_words(pretend):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "heart"
-    assert learn_by_heart(BY_HEART, folder)["wrong tokens"] == 0
+    assert memorise_answers(BY_HEART, folder)["wrong tokens"] == 0
     make_portable(folder, TOOLS + GUIDE["tools"])
     return folder
 
@@ -320,7 +320,7 @@ def test_streaming(server):
 
 
 def test_several_calls_results_and_text(server):
-    both, hello, back = openai_answerer(server.url, server.model, workers=3)(
+    both, hello, back = openai_client(server.url, server.model, workers=3)(
         [ask("both"), ask("Hello!"), BACK]
     )
     assert (
@@ -373,15 +373,15 @@ def test_half_a_call_and_a_broken_one_are_text(server):
         and not half["message"].get("tool_calls")
     )
     assert chat(server, ask("broken"))["message"]["content"] == BY_HEART[4][1]
-    cut = openai_answerer(server.url, server.model, max_new_tokens=20)([GUIDE])[0]
+    cut = openai_client(server.url, server.model, max_new_tokens=20)([GUIDE])[0]
     assert not cut["calls"] and "cut off" in cut["errors"][0]
 
 
 def test_the_same_answers_as_transformers(server, model):
     requests = [request for request, _ in BY_HEART]
     here, there = (
-        transformers_answerer(*load_model(str(model)))(requests),
-        openai_answerer(server.url, server.model, free=True, workers=4)(requests),
+        transformers_predictor(*load_model(str(model)))(requests),
+        openai_client(server.url, server.model, free=True, workers=4)(requests),
     )
     assert [(one["calls"], one["content"]) for one in there] == [
         (one["calls"], one["content"]) for one in here
@@ -555,7 +555,7 @@ CASES |= {
 }
 
 CASES = {
-    name: {**request, "messages": canonical_messages(request["messages"], request.get("tools"))}
+    name: {**request, "messages": normalize_messages(request["messages"], request.get("tools"))}
     for name, request in CASES.items()
 }  # as they are read for training
 
@@ -637,7 +637,7 @@ def test_killed_in_mid_request_it_gives_an_error_that_says_what_to_do(server):
     group = server.process.pid
     os.killpg(group, signal.SIGSTOP)  # halted first, so that it cannot be done too soon
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(openai_answerer(server.url, server.model, 40), [ask("hi")])
+        asked = pool.submit(openai_client(server.url, server.model, 40), [ask("hi")])
         time.sleep(0.5)
         assert not asked.done()
         os.killpg(group, signal.SIGKILL)

@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "generate.loop": ["chat_with_tools"],
         "generate.model": ["load_model"],
         "parity.measure": ["measure_parity"],
-        "serve.client": ["openai_answerer"],
+        "serve.client": ["openai_client"],
         "serve.llama": ["LlamaServer"],
         "serve.modelfile": ["write_modelfile"],
         "serve.ollama": ["OllamaServer"],

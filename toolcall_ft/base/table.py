@@ -6,6 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/lib/base/table.ipynb #c002
+import re
+
+# %% ../../nbs/lib/base/table.ipynb #c003
 ALIGN = {"l": "---", "r": "---:"}
 
 
@@ -14,8 +17,10 @@ def markdown_table(
     rows: list,  # of lists of as many values
     align: str,  # a letter for each column: l (left) or r (right)
 ) -> str:  # Markdown, without a line break at its end
-    "A table in Markdown."
-    lines = [header, [ALIGN[letter] for letter in align], *rows]
-    text = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
-    text[1] = "|" + "|".join(lines[1]) + "|"
-    return "\n".join(text).replace("|  |", "| |")
+    "A table in Markdown; a bar in a cell is escaped."
+    ruler = "|" + "|".join(ALIGN[letter] for letter in align) + "|"
+    lines = []
+    for cells in [header, *rows]:
+        escaped = [re.sub(r"(?<!\\)\|", r"\\|", str(cell)) for cell in cells]
+        lines.append("".join(f"| {cell} " if cell else "| " for cell in escaped) + "|")
+    return "\n".join([lines[0], ruler, *lines[1:]])

@@ -16,7 +16,7 @@ from typing import Callable
 
 from .. import __version__
 from ..base.errors import UserError
-from .settings import ANSWERERS, RUNTIMES, check_name, installed
+from .settings import PREDICTORS, RUNTIMES, check_name, installed
 from .stages import Stage, is_done, read_record
 from toolcall_ft.cli.steps import (
     data_notes,
@@ -27,6 +27,7 @@ from toolcall_ft.cli.steps import (
     make_merged,
     need,
 )
+from ..base.table import markdown_table
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c005
 def check_current(
@@ -106,18 +107,18 @@ def make_server(
     return kind(find_format(config, name), threads=serve["threads"], **settings)
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c010
-def memory_answerer(
+def memory_predictor(
     config: dict,  # the configuration
-    name: str,  # a key of ANSWERERS
+    name: str,  # a key of PREDICTORS
 ):  # a function from requests to answers
     "A model in memory, run by Transformers."
-    from toolcall_ft.generate.answers import transformers_answerer
+    from toolcall_ft.generate.answers import transformers_predictor
     from toolcall_ft.generate.model import load_model
     from toolcall_ft.template.models import model_path
 
-    which, constrained = ANSWERERS[name]
+    which, constrained = PREDICTORS[name]
     path = model_path(config["model"]) if which == "base" else need(config, "merged", "merge")
-    return transformers_answerer(
+    return transformers_predictor(
         *load_model(path),
         constrained=constrained,
         thinking=config["train"]["thinking"],
@@ -126,20 +127,20 @@ def memory_answerer(
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c011
 @contextmanager
-def open_answerer(
+def open_predictor(
     config: dict,  # the configuration
     name: str,  # base, free, constrained, ollama, vllm, or a GGUF format
 ):
     "Something that turns requests into answers, for the time of the block; for a GGUF format that is a llama-server."
-    if name in ANSWERERS:
-        yield memory_answerer(config, name)
+    if name in PREDICTORS:
+        yield memory_predictor(config, name)
         return
-    from toolcall_ft.serve.client import openai_answerer
+    from toolcall_ft.serve.client import openai_client
 
     runtime, form = (name, "") if name in RUNTIMES else ("llama-server", name)
     limit = config["generate"]["max_new_tokens"]
     with make_server(config, runtime, form) as server:
-        yield openai_answerer(server.url, server.model, limit, workers=config["serve"]["slots"])
+        yield openai_client(server.url, server.model, limit, workers=config["serve"]["slots"])
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c012
 def measure(
@@ -152,8 +153,8 @@ def measure(
     from toolcall_ft.evaluate.results import evaluate
 
     examples = read_jsonl(need(config, "data/test.jsonl", "data"))
-    with open_answerer(config, name) as answerer:
-        report = evaluate(examples, answerer, limit=config["evaluate"]["limit"])
+    with open_predictor(config, name) as predictor:
+        report = evaluate(examples, predictor, limit=config["evaluate"]["limit"])
     page = Path(config["run"]) / "eval" / name
     write_text(page.with_suffix(".json"), json.dumps(report, indent=1, ensure_ascii=False))
     write_text(page.with_suffix(".html"), report_html(report, name))
@@ -252,7 +253,7 @@ def measure_stage(
     files: Callable = lambda config: (),  # the model, if it is from outside the run
 ) -> Stage:
     "One model, measured on the test part."
-    served = () if name in ANSWERERS else ("serve.context",)
+    served = () if name in PREDICTORS else ("serve.context",)
     return Stage(
         name=name,
         function=partial(measure, name=name),
@@ -303,7 +304,7 @@ def read_reports(
 ) -> dict:  # name -> report
     "What has been measured, without the failed cases."
     reports = {}
-    for name in [*ANSWERERS, *config["export"]["formats"], *RUNTIMES]:
+    for name in [*PREDICTORS, *config["export"]["formats"], *RUNTIMES]:
         path = Path(config["run"]) / "eval" / f"{name}.json"
         if path.exists():
             report = json.loads(path.read_text(encoding="utf-8"))
@@ -320,7 +321,7 @@ def make_summary(
 
     record = read_record(config)
     reports = read_reports(config)
-    summary = {name: reports.pop(name) for name in ANSWERERS if name in reports}
+    summary = {name: reports.pop(name) for name in PREDICTORS if name in reports}
     summary.update(
         gguf=reports,
         seconds={name: entry["seconds"] for name, entry in record.items()},
@@ -344,7 +345,7 @@ TITLES = {
 def result_row(
     title: str,
     report: dict,  # of `evaluate`
-) -> str:  # a line of markdown
+) -> list:  # of texts
     "One row of the table; where nothing was asked, nothing is known."
     low, high = report["exact_interval"] or (0, 1)
     exact, tool, arguments = [
@@ -352,7 +353,7 @@ def result_row(
         for key in ("exact", "tool", "args")
     ]
     interval = f"{100 * low:.1f} to {100 * high:.1f}"
-    return f"| {title} | {exact} | {interval} | {tool} | {arguments} | {report['n']} |"
+    return [title, exact, interval, tool, arguments, report["n"]]
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c032
 def result_table(
@@ -365,9 +366,6 @@ def result_table(
     for name, report in summary["gguf"].items():
         title = f"in {RUNTIMES[name]}" if name in RUNTIMES else f"{name} in llama-server"
         rows[title] = report
-    lines = [
-        "| | exact match | 95 % interval | right tool | arguments | n |",
-        "|---|---:|---:|---:|---:|---:|",
-        *[result_row(title, report) for title, report in rows.items()],
-    ]
-    return "\n\n".join(filter(None, ["\n".join(lines), tool_table(rows)]))
+    header = ["", "exact match", "95 % interval", "right tool", "arguments", "n"]
+    table = markdown_table(header, [result_row(*row) for row in rows.items()], "lrrrrr")
+    return "\n\n".join(filter(None, [table, tool_table(rows)]))

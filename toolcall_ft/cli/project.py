@@ -149,7 +149,7 @@ class Converted:
 
 # %% ../../nbs/lib/cli/project.ipynb #c020
 CONVERT_OPTIONS = (
-    option("source", help="a file of examples in any format (notebook 00b)"),
+    option("source", help="a file of examples in any format (notebook deep/formats)"),
     option("output", help="the file to write; for `dataset` a folder"),
     option(
         "--to",
@@ -228,7 +228,7 @@ SYNTHESISE_OPTIONS = (
 # %% ../../nbs/lib/cli/project.ipynb #c024
 @command(*SYNTHESISE_OPTIONS)
 def synthesise_command(arguments):
-    "Make examples from the tools of the configuration (notebook 01c); with --url a model phrases them"
+    "Make examples from the tools of the configuration (notebook deep/synthetic_rows); with --url a model phrases them"
     examples, errors = synthetic_examples(arguments, read_settings(arguments))
     print(f"{arguments.output}: {len(examples)} examples")
     if errors:
@@ -265,16 +265,16 @@ stage_command(
 @command(
     CONFIG,
     option(
-        "answerer",
+        "predictor",
         nargs="*",
         help="base, free, constrained, GGUF formats, ollama, vllm (default: free)",
     ),
 )
 def eval_command(arguments):
     "Measure on the test part: base, free, constrained, GGUF files in llama-server, ollama, vllm"
-    for name in arguments.answerer:
+    for name in arguments.predictor:
         check_name(name, model_names(read_settings(arguments)))
-    config = run_now(arguments, *(arguments.answerer or ["free"]))
+    config = run_now(arguments, *(arguments.predictor or ["free"]))
     print(result_table(make_summary(config)))
 
 # %% ../../nbs/lib/cli/project.ipynb #c028

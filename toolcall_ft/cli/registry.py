@@ -29,9 +29,9 @@ CONFIG = option(
     "--config", metavar="FILE", help="the configuration (default: config.yaml in this folder)"
 )
 
-ANSWERER = option(
+PREDICTOR = option(
     "--with",
-    dest="answerer",
+    dest="predictor",
     default="free",
     metavar="NAME",
     help="base, free, constrained, a GGUF format such as Q8_0, ollama or vllm (default: free)",
@@ -39,7 +39,7 @@ ANSWERER = option(
 
 CONSTRAINED = option(
     "--constrained",
-    dest="answerer",
+    dest="predictor",
     action="store_const",
     const="constrained",
     help="the same as --with constrained",

@@ -88,7 +88,7 @@ def serve_command(arguments):
 
 # %% ../../nbs/lib/cli/serving.ipynb #c010
 @command(
-    option("scheme", help="FP8, INT8, GPTQ or AWQ (notebook 08b)"),
+    option("scheme", help="FP8, INT8, GPTQ or AWQ (notebook deep/compressed_models)"),
     CONFIG,
     option(
         "--samples",
@@ -101,7 +101,7 @@ def serve_command(arguments):
 def checkpoint_command(arguments):
     "The merged model as a smaller checkpoint for vLLM, calibrated on the training part"
     from toolcall_ft.base.files import read_jsonl
-    from toolcall_ft.export.compressed import make_checkpoint
+    from toolcall_ft.export.compressed import compress_model
 
     config = read_settings(arguments)
     scheme = arguments.scheme
@@ -109,7 +109,7 @@ def checkpoint_command(arguments):
     with hold_run(config):
         merged = need(config, "merged", "merge")
         rows = read_jsonl(need(config, "data/train.jsonl", "data"))
-        made = make_checkpoint(merged, folder, scheme, rows[: arguments.samples])
+        made = compress_model(merged, folder, scheme, rows[: arguments.samples])
     size = f"{made['bytes'] / 1e6:.1f} MB of {made['bytes_before'] / 1e6:.1f}"
     print(
         f"{os.path.relpath(folder)}: {size}, {made['same_next_token']:.1%} of the tokens as before. "

@@ -25,7 +25,7 @@ NO_NETWORK = {
     "LocalEntryNotFoundError",
 }
 
-ANSWERERS = {
+PREDICTORS = {
     "base": ("base", False),
     "free": ("merged", False),
     "constrained": ("merged", True),
@@ -105,7 +105,7 @@ def model_names(
     config: dict,  # the configuration
 ) -> list:  # names
     "The models that can be asked: three in Transformers, the GGUF formats, and those of Ollama and vLLM."
-    return [*ANSWERERS, *config["export"]["formats"], "ollama", "vllm"]
+    return [*PREDICTORS, *config["export"]["formats"], "ollama", "vllm"]
 
 # %% ../../nbs/lib/cli/settings.ipynb #c014
 def check_name(

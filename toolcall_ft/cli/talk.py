@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Callable
 
 from ..base.errors import UserError
-from .pipeline import open_answerer
-from .registry import ANSWERER, CONFIG, CONSTRAINED, command, option
+from .pipeline import open_predictor
+from .registry import PREDICTOR, CONFIG, CONSTRAINED, command, option
 from .settings import check_name, model_names, read_settings
 from .steps import function_notes
 
@@ -160,7 +160,7 @@ def describe_message(
 
 # %% ../../nbs/lib/cli/talk.ipynb #c017
 def take_turn(
-    answerer: Callable,  # requests -> answers
+    predictor: Callable,  # requests -> answers
     messages: list,  # the conversation, ending in a question
     tools: list,  # what may be called
     functions: dict,  # what runs
@@ -168,7 +168,7 @@ def take_turn(
     "One question through the tool loop, printed as it goes; without functions the calls are shown and not run."
     from toolcall_ft.generate.loop import chat_with_tools
 
-    longer = chat_with_tools(answerer, messages, tools, functions, rounds=4 if functions else 1)
+    longer = chat_with_tools(predictor, messages, tools, functions, rounds=4 if functions else 1)
     new = longer[len(messages) :]
     shown = new if functions else new[:1]
     text = "\n".join(filter(None, map(describe_message, shown)))
@@ -176,34 +176,40 @@ def take_turn(
     return longer
 
 # %% ../../nbs/lib/cli/talk.ipynb #c019
-@command(option("question"), CONFIG, ANSWERER, CONSTRAINED)
+@command(option("question"), CONFIG, PREDICTOR, CONSTRAINED)
 def generate_command(arguments):
     "Put one question: the call, the function's result, the answer; then the same without tools"
     config = read_settings(arguments)
-    check_name(arguments.answerer, model_names(config))
+    check_name(arguments.predictor, model_names(config))
     if not arguments.question.strip():
         raise UserError("the question is empty.")
     tools, messages, _ = read_own(config)
     messages = messages + [{"role": "user", "content": arguments.question}]
-    with open_functions(config) as functions, open_answerer(config, arguments.answerer) as answerer:
-        take_turn(answerer, messages, tools, functions)
+    with (
+        open_functions(config) as functions,
+        open_predictor(config, arguments.predictor) as predictor,
+    ):
+        take_turn(predictor, messages, tools, functions)
         print("\nwithout tools:")
-        take_turn(answerer, messages, [], {})
+        take_turn(predictor, messages, [], {})
 
 # %% ../../nbs/lib/cli/talk.ipynb #c020
-@command(CONFIG, ANSWERER, CONSTRAINED)
+@command(CONFIG, PREDICTOR, CONSTRAINED)
 def chat_command(arguments):
     "Talk to the finished model; it calls your functions"
     config = read_settings(arguments)
-    check_name(arguments.answerer, model_names(config))
+    check_name(arguments.predictor, model_names(config))
     tools, messages, question = read_own(config)
     names = ", ".join(tool["function"]["name"] for tool in tools)
     hint = f" Try:  {question}" if question else ""
     print(f"{len(tools)} tools: {names}. An empty line ends it.{hint}")
-    with open_functions(config) as functions, open_answerer(config, arguments.answerer) as answerer:
+    with (
+        open_functions(config) as functions,
+        open_predictor(config, arguments.predictor) as predictor,
+    ):
         try:
             while question := input("you     ").strip():
                 messages = messages + [{"role": "user", "content": question}]
-                messages = take_turn(answerer, messages, tools, functions)
+                messages = take_turn(predictor, messages, tools, functions)
         except EOFError:
             print()

@@ -17,6 +17,7 @@ from ..base.files import disk_errors, write_jsonl, write_text
 from .checks import is_plain, length_of, usable_rows
 from .findings import KINDS, SEVERITIES, place
 from .logs import count_tools
+from ..base.table import markdown_table
 
 # %% ../../nbs/lib/data/charts.ipynb #c005
 def code_span(text: str, width: int = 160) -> str:
@@ -35,39 +36,36 @@ def count_kind(findings: list, kind: str) -> str:
     return f"{splits.total():,}: " + ", ".join(f"{split} {n:,}" for split, n in splits.items())
 
 # %% ../../nbs/lib/data/charts.ipynb #c007
-def split_lines(
+def split_table(
     findings: list,  # from check_examples
     splits: dict,  # the same
-) -> list:  # lines of Markdown
+) -> str:  # Markdown
     "A table of the splits: their rows, and how much was found in them."
     rows, _ = usable_rows(splits)
     count = Counter((f["split"], f["severity"]) for f in findings)
-    lines = [
-        "| split | rows | offer tools, call none | errors | warnings | notes |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    lines = []
     for split, examples in rows.items():
         plain = sum(map(is_plain, examples.values())) / max(len(examples), 1)
-        found = " | ".join(f"{count[split, severity]:,}" for severity in SEVERITIES)
-        lines.append(f"| {split} | {len(splits[split]):,} | {plain:.0%} | {found} |")
-    return lines
+        found = [f"{count[split, severity]:,}" for severity in SEVERITIES]
+        lines.append([split, f"{len(splits[split]):,}", f"{plain:.0%}", *found])
+    header = ["split", "rows", "offer tools, call none", "errors", "warnings", "notes"]
+    return markdown_table(header, lines, "lrrrrr")
 
 # %% ../../nbs/lib/data/charts.ipynb #c008
-def kind_line(
+def kind_cells(
     findings: list,  # from check_examples
     kind: str,  # a key of KINDS
-) -> str:  # a line of Markdown
+) -> list:  # of texts
     "What a kind means, how often it was found, and one example with its place."
     first = next(f for f in findings if f["kind"] == kind)
-    cells = (
+    return [
         first["severity"],
         kind,
         count_kind(findings, kind),
         KINDS[kind][1],
         code_span(first["text"]),
         place(first["split"], first["row"], first.get("source")),
-    )
-    return f"| {' | '.join(cells)} |"
+    ]
 
 # %% ../../nbs/lib/data/charts.ipynb #c010
 def check_table(
@@ -75,16 +73,12 @@ def check_table(
     splits: dict,  # the same
 ) -> str:  # Markdown
     "What was found, for people: the splits, and one line per kind with its count and an example."
-    lines = [*split_lines(findings, splits), ""]
+    found = "Nothing was found."
     if findings:
-        lines += [
-            "| | found | times | it means | for example | where |",
-            "|---|---|--:|---|---|---|",
-        ]
-        lines += [kind_line(findings, kind) for kind in dict.fromkeys(f["kind"] for f in findings)]
-    else:
-        lines.append("Nothing was found.")
-    return "\n".join(lines) + "\n"
+        rows = [kind_cells(findings, kind) for kind in dict.fromkeys(f["kind"] for f in findings)]
+        header = ["", "found", "times", "it means", "for example", "where"]
+        found = markdown_table(header, rows, "llrlll")
+    return f"{split_table(findings, splits)}\n\n{found}\n"
 
 # %% ../../nbs/lib/data/charts.ipynb #c013
 COLOURS = {"error": "#b3261e", "warning": "#e08a00", "note": "#6b7f99"}

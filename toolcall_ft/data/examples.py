@@ -19,7 +19,7 @@ from .records import read_records
 from .turns import RecordError, need
 from ..tools.check import check_call
 from ..tools.clean import clean_tools
-from ..tools.normalize import canonical_messages
+from ..tools.normalize import normalize_messages
 
 # %% ../../nbs/lib/data/examples.ipynb #c005
 @lru_cache(maxsize=4096)
@@ -97,7 +97,7 @@ def finish_example(
 ) -> dict:
     "A record that was read, as an example: its tools found, every call checked. Raises `RecordError` (field, reason)."
     offered = offered_tools(row["tools"], tools, row["changes"])
-    messages = canonical_messages(row["messages"], offered)
+    messages = normalize_messages(row["messages"], offered)
     if not any(m["role"] == "user" for m in messages):
         raise RecordError("messages", "no user turn")
     if messages[-1]["role"] != "assistant":

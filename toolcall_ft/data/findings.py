@@ -15,7 +15,7 @@ from ..base.errors import UserError
 from ..base.jsontext import check_value, dump_json
 from ..tools.check import check_call
 from ..tools.clean import clean_tools
-from ..tools.normalize import canonical_messages
+from ..tools.normalize import normalize_messages
 
 # %% ../../nbs/lib/data/findings.ipynb #c005
 KINDS = {
@@ -58,7 +58,7 @@ KINDS = {
     ),
     "other form": (
         "warning",
-        "not in the form that our clients send (`tools.canonical_messages`), so a server shows"
+        "not in the form that our clients send (`tools.normalize_messages`), so a server shows"
         " the model other tokens than training; `data.read_examples` brings it about",
     ),
     "call as text": (
@@ -302,7 +302,7 @@ def call_problems(example: dict):
 
 # %% ../../nbs/lib/data/findings.ipynb #c029
 def form_problems(example: dict):
-    "Yields at most one (kind, text): the first turn that `canonical_messages` would write otherwise."
+    "Yields at most one (kind, text): the first turn that `normalize_messages` would write otherwise."
     said = lambda message: dump_json(
         [
             message["content"],
@@ -310,7 +310,7 @@ def form_problems(example: dict):
         ]
     )
     for message, same in zip(
-        example["messages"], canonical_messages(example["messages"], example["tools"])
+        example["messages"], normalize_messages(example["messages"], example["tools"])
     ):
         if said(message) != said(same) and (
             message["content"].strip() or message.get("tool_calls")

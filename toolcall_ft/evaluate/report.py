@@ -10,6 +10,7 @@ import html
 
 from ..base.jsontext import dump_json
 from .results import rate
+from ..base.table import markdown_table
 
 # %% ../../nbs/lib/evaluate/report.ipynb #c005
 COLUMNS = {
@@ -46,17 +47,9 @@ def tool_cells(
     return [tool, "/".join(numbers), *shares]
 
 # %% ../../nbs/lib/evaluate/report.ipynb #c007
-def pipe_line(
-    cells: list,  # of texts
-) -> str:  # markdown
-    "One line of a table"
-    escaped = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
-
-# %% ../../nbs/lib/evaluate/report.ipynb #c008
 TOOL_ROWS = 30  # tools that a table shows; a report holds all
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c010
+# %% ../../nbs/lib/evaluate/report.ipynb #c009
 def tool_table(
     reports: dict,  # name -> report
 ) -> str:  # markdown; "" if no report says anything of tools
@@ -65,31 +58,29 @@ def tool_table(
     if not found:
         return ""
     tools = list(dict.fromkeys(tool for counts in found.values() for tool in counts))
-    rows = [["exact match of each tool", "n", *found], ["---", *["---:"] * (len(found) + 1)]]
+    rows = []
     for tool in tools[:TOOL_ROWS]:
         counts = [one.get(tool, {"right": 0, "n": 0}) for one in found.values()]
         rows.append(tool_cells(tool, counts))
     if len(tools) > TOOL_ROWS:
         rows.append([f"and {len(tools) - TOOL_ROWS} more", *[""] * (len(found) + 1)])
-    return "\n".join(map(pipe_line, rows))
+    header = ["exact match of each tool", "n", *found]
+    return markdown_table(header, rows, "l" + "r" * (len(header) - 1))
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c012
+# %% ../../nbs/lib/evaluate/report.ipynb #c011
 def report_table(
     reports: dict,  # name -> report
 ) -> str:  # markdown
     "Reports side by side: shares with 95 % intervals and n, and the waiting time; below, the tools one by one."
-    rows = [["", *COLUMNS.values(), "seconds (median, p95)"]]
+    header, rows = ["", *COLUMNS.values(), "seconds (median, p95)"], []
     for name, report in reports.items():
         wait = report["latency_seconds"]
         seconds = "–" if wait["median"] is None else f"{wait['median']:.2f}, {wait['p95']:.2f}"
-        rows.append(
-            [name.replace("|", r"\|"), *(show_rate(report, column) for column in COLUMNS), seconds]
-        )
-    rows.insert(1, ["---"] * len(rows[0]))
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        rows.append([name, *(show_rate(report, column) for column in COLUMNS), seconds])
+    table = markdown_table(header, rows, "l" * len(header))
     return "\n\n".join(filter(None, [table, tool_table(reports)]))
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c014
+# %% ../../nbs/lib/evaluate/report.ipynb #c013
 def draw_bars(
     axes,  # of the chart
     name: str,  # of a report
@@ -115,7 +106,7 @@ def draw_bars(
         label=name,
     )
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c016
+# %% ../../nbs/lib/evaluate/report.ipynb #c015
 def report_chart(
     reports: dict,  # name -> report
 ):  # a matplotlib Figure
@@ -140,7 +131,7 @@ def report_chart(
         )
     return figure
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c019
+# %% ../../nbs/lib/evaluate/report.ipynb #c018
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}\
 td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-align:top}
@@ -148,7 +139,7 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font-size:13px}\
 .role{color:#777}.right{background:#eaf6ea}.wrong{background:#fdecea}
 summary{cursor:pointer;padding:.3rem 0}"""
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c020
+# %% ../../nbs/lib/evaluate/report.ipynb #c019
 def failure_line(
     label: str,  # who speaks
     text: str,  # what
@@ -158,7 +149,7 @@ def failure_line(
     head = f'<th class="role">{html.escape(label)}</th>'
     return f'<tr>{head}<td class="{kind}"><pre>{html.escape(text)}</pre></td></tr>'
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c021
+# %% ../../nbs/lib/evaluate/report.ipynb #c020
 def message_text(
     message: dict,  # of a conversation
 ) -> str:
@@ -166,7 +157,7 @@ def message_text(
     calls = [dump_json(call["function"]) for call in message.get("tool_calls") or []]
     return "\n".join([str(message.get("content") or ""), *calls]).strip()
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c022
+# %% ../../nbs/lib/evaluate/report.ipynb #c021
 def failure_html(
     failure: dict,  # from a report
 ) -> str:
@@ -183,7 +174,7 @@ def failure_html(
     title = html.escape(f"{failure['index'] + 1}: {', '.join(failure['kinds'])}")
     return f"<details open><summary>{title}</summary><table>{''.join(rows)}</table></details>"
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c023
+# %% ../../nbs/lib/evaluate/report.ipynb #c022
 def html_rows(
     cells: dict,  # heading -> text
 ) -> str:
@@ -193,7 +184,7 @@ def html_rows(
         for label, text in cells.items()
     )
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c024
+# %% ../../nbs/lib/evaluate/report.ipynb #c023
 def tool_share(
     count: dict,  # {"right", "n"}
 ) -> str:
@@ -202,7 +193,7 @@ def tool_share(
         return "never tested"
     return show_rate(rate("exact", count["right"], count["n"]), "exact")
 
-# %% ../../nbs/lib/evaluate/report.ipynb #c026
+# %% ../../nbs/lib/evaluate/report.ipynb #c025
 def report_html(
     report: dict,  # from `evaluate`
     title: str = "Evaluation",  # heading

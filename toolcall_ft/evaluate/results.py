@@ -108,7 +108,7 @@ def each_tool(
 
 # %% ../../nbs/lib/evaluate/results.ipynb #c017
 def check_answers(
-    answers: list,  # from an answerer
+    answers: list,  # from a predictor
     n: int,  # requests
 ) -> None:
     "Raise `UserError` if a server is gone, `ValueError` for a wrong count, which would shift all the rest"
@@ -119,7 +119,7 @@ def check_answers(
             f"The first: {lost[0]}"
         )
     if len(answers) != n:
-        raise ValueError(f"the answerer gave {len(answers)} answers to {n} requests")
+        raise ValueError(f"the predictor gave {len(answers)} answers to {n} requests")
 
 # %% ../../nbs/lib/evaluate/results.ipynb #c018
 def list_failures(
@@ -144,16 +144,16 @@ def list_failures(
 # %% ../../nbs/lib/evaluate/results.ipynb #c020
 def evaluate(
     examples: list,  # {"messages", "tools"}, held out from training
-    answerer,  # list of requests -> list of answers
+    predictor,  # list of requests -> list of answers
     limit: int = None,  # evaluate only the first so many
 ) -> dict:  # shares with n and interval, latency, kinds of failures and the failures themselves
     """Ask every request and compare with its reference.
 
-    The answerer sees all requests at once, so that it can batch them, and never a reference.
+    The predictor sees all requests at once, so that it can batch them, and never a reference.
     Raises `UserError` if a server is gone.
     """
     pairs = to_requests(examples[:limit])
-    answers = answerer([request for request, _ in pairs])
+    answers = predictor([request for request, _ in pairs])
     check_answers(answers, len(pairs))
     scores = [
         score_answer(answer, reference, request["tools"])

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "adapter": ["export_adapter"],
-        "compressed": ["checkpoint_table", "make_checkpoint"],
+        "compressed": ["compress_model", "compressed_table"],
         "convert": ["check_gguf", "convert_gguf", "read_gguf"],
         "gguf": ["export_gguf", "format_table"],
         "imatrix": ["make_imatrix"],

@@ -17,6 +17,7 @@ from ..base.process import run_logged
 from .convert import check_gguf, check_magic, convert_gguf, read_gguf
 from .llamacpp import find_llama_cpp
 from ..template.models import model_path
+from ..base.table import markdown_table
 
 # %% ../../nbs/06_export_gguf.ipynb #c023
 GGUF_TYPES = {
@@ -44,7 +45,7 @@ def quantize(
     target: Path,  # the file to write
     form: str,  # a key of `GGUF_TYPES`
     llama: dict,  # from `find_llama_cpp`
-    imatrix=None,  # an importance matrix (notebook 06b)
+    imatrix=None,  # an importance matrix (notebook deep/imatrix_adapter)
 ) -> None:
     "Run llama.cpp's quantiser. The name of the matrix gets into the file, so it is given without a path."
     options, place = [], None
@@ -61,7 +62,7 @@ def write_format(
     target: Path,  # the file to write
     form: str,  # a key of `GGUF_TYPES`
     llama: dict,  # from `find_llama_cpp`
-    imatrix=None,  # an importance matrix (notebook 06b)
+    imatrix=None,  # an importance matrix (notebook deep/imatrix_adapter)
 ) -> dict:  # {"bytes", "tensors": {type: count}, "fallback": {name: type}}
     """Quantise into one format, check the result against the model, and give it its name.
 
@@ -163,13 +164,10 @@ def format_table(
     record: dict,  # `export.json`, from `export_gguf`
 ) -> str:  # markdown
     "Bytes, share of F16 and tensor types of every format that was exported."
-    rows = ["| format | bytes | of F16 | types of the tensors |", "|---|---:|---:|---|"]
-    whole = record["formats"].get("F16", {}).get("bytes")
+    rows, whole = [], record["formats"].get("F16", {}).get("bytes")
     for form, row in record["formats"].items():
-        kinds = ", ".join(
-            f"{count} {kind}"
-            for kind, count in sorted(row["tensors"].items(), key=lambda item: item[0] == "F32")
-        )
+        counts = sorted(row["tensors"].items(), key=lambda item: item[0] == "F32")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
         share = f"{row['bytes'] / whole:.0%}" if whole else ""
-        rows.append(f"| {form} | {row['bytes']:,} | {share} | {kinds} |")
-    return "\n".join(rows)
+        rows.append([form, f"{row['bytes']:,}", share, kinds])
+    return markdown_table(["format", "bytes", "of F16", "types of the tensors"], rows, "lrrl")

@@ -50,7 +50,7 @@ def run_calls(
 
 # %% ../../nbs/10_tool_loop.ipynb #c012
 def chat_with_tools(
-    answerer,  # list of requests -> list of answers
+    predictor,  # list of requests -> list of answers
     messages: list,  # the conversation so far
     tools: list,  # OpenAI schemas
     functions: dict,  # name -> Python function
@@ -59,7 +59,7 @@ def chat_with_tools(
     "Ask, run the calls, tell the results, and ask again until the model answers without a call. `messages` is left as it was."
     messages = list(messages)
     for _ in range(rounds):
-        answer = answerer([{"messages": messages, "tools": tools}])[0]
+        answer = predictor([{"messages": messages, "tools": tools}])[0]
         calls = [{"type": "function", "function": call} for call in answer["calls"]]
         content = answer["content"] if calls else answer["content"] or answer["text"]
         messages.append(

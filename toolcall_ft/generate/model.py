@@ -10,7 +10,7 @@ from itertools import groupby
 
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
-from ..template.models import from_hub, load_tokenizer, model_path
+from ..template.models import load_tokenizer, load_weights, model_path
 
 # %% ../../nbs/lib/generate/model.ipynb #c004
 def load_model(
@@ -19,15 +19,11 @@ def load_model(
 ) -> tuple:  # (model, tokenizer)
     "A model ready to answer, on the GPU if there is one. Raises `UserError` if the folder holds no model."
     import torch
-    from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(path)
     gpu = torch.cuda.is_available()
     try:
-        with from_hub(model_path(path)):
-            model = AutoModelForCausalLM.from_pretrained(
-                model_path(path), dtype=torch.bfloat16 if gpu else torch.float32
-            )
+        model = load_weights(model_path(path), "bfloat16" if gpu else "float32")
         if adapter is not None:
             from peft import PeftModel
 

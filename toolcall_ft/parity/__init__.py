@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "corpus": ["hard_corpus"],
         "measure": ["measure_parity", "parity"],
         "pair": ["check_pair", "pair_table"],
-        "quantization": ["measure_formats", "quantised_chart", "quantised_table"],
+        "quantization": ["measure_formats", "quantization_chart", "quantization_table"],
         "report": ["parity_html", "parity_table"],
         "strings": ["hard_strings"],
     },

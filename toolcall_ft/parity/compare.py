@@ -16,7 +16,7 @@ from ..base.jsontext import dump_json
 from ..evaluate.results import evaluate, to_requests
 from ..evaluate.score import same_value
 from ..generate.answers import CUT_OFF
-from ..serve.client import openai_answerer
+from ..serve.client import openai_client
 from ..template.compare import common_start, diff, line_up
 from ..template.learn import template_facts
 from ..template.look import show_bytes, tokens_bytes
@@ -61,7 +61,7 @@ def row_cases(
 
 # %% ../../nbs/lib/parity/compare.ipynb #c007
 def cut_offs(
-    answer: dict,  # from an answerer
+    answer: dict,  # from a predictor
 ) -> list:  # of bool
     "Which errors of an answer only say that it was cut off; each program says so in its own words"
     return [CUT_OFF in error for error in answer["errors"]]
@@ -83,7 +83,7 @@ NEAR_TIE = 0.25  # logits: below it the best token is at most 1.28 times as prob
 
 
 def unread_call(
-    answer: dict,  # from an answerer
+    answer: dict,  # from a predictor
     form: ToolFormat,  # of the model
 ) -> str:  # the text; empty if there is none
     "The text of an answer in which there is a call that nobody took out of it."
@@ -104,7 +104,7 @@ def show_answer(answer: dict) -> str:  # one line
 
 # %% ../../nbs/lib/parity/compare.ipynb #c013
 def turn_ids(
-    answer: dict,  # from an answerer
+    answer: dict,  # from a predictor
     request: dict,  # that it answers
     tokenizer,  # with the template of training
     thinking: bool = None,  # as in training
@@ -119,7 +119,7 @@ def turn_ids(
 
 # %% ../../nbs/lib/parity/compare.ipynb #c014
 def answer_ids(
-    answer: dict,  # from an answerer
+    answer: dict,  # from a predictor
     request: dict,  # that it answers
     tokenizer,  # with the template of training
     thinking: bool = None,  # as in training
@@ -228,7 +228,7 @@ def hop_answers(
 ) -> dict:  # {"answers", "evaluation"}; empty if it cannot answer
     "What a hop answers, and how often its calls are right."
     ask = getattr(hop, "answer", None) or (
-        openai_answerer(hop.url, hop.model, max_new_tokens) if hasattr(hop, "url") else None
+        openai_client(hop.url, hop.model, max_new_tokens) if hasattr(hop, "url") else None
     )
     if not ask or not examples:
         return {}

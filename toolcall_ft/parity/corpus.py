@@ -9,7 +9,7 @@ __all__ = ['hard_corpus']
 import re
 
 from ..tools.clean import clean_tools
-from ..tools.normalize import canonical_messages
+from ..tools.normalize import normalize_messages
 
 # %% ../../nbs/lib/parity/corpus.ipynb #c005
 FORGED = (  # what a stranger may type
@@ -336,7 +336,7 @@ def conversation(
             messages.append(
                 {"role": role, "content": content} | ({"name": name} if role == "tool" else {})
             )
-    return canonical_messages(messages, tools)
+    return normalize_messages(messages, tools)
 
 # %% ../../nbs/lib/parity/corpus.ipynb #c016
 def case_kind(

@@ -30,6 +30,7 @@ from ..serve.ollama import OllamaServer, check_sources, is_modelfile, modelfile_
 from ..serve.ollama_build import find_ollama
 from ..template.models import load_tokenizer
 from ..template.rows import encode_prompt
+from ..base.table import markdown_table
 
 # %% ../../nbs/lib/parity/pair.ipynb #c004
 SPELLINGS = [
@@ -50,11 +51,11 @@ def other_tokens(server: LlamaServer, tokenizer, text: str) -> bool:
 
 # %% ../../nbs/lib/parity/pair.ipynb #c006
 SERVER_MENDS = {
-    "typed": "Make the template portable (notebook 02d): the one in the file lets strangers write "
+    "typed": "Make the template portable (notebook deep/portable_template): the one in the file lets strangers write "
     "control tokens.",
-    "arguments": "Make the template portable (notebook 02d): it then prints numbers of earlier "
+    "arguments": "Make the template portable (notebook deep/portable_template): it then prints numbers of earlier "
     "calls as training did.",
-    "tools": "Make the template portable for your tools (notebook 02d), and send clean tools: this "
+    "tools": "Make the template portable for your tools (notebook deep/portable_template), and send clean tools: this "
     "server writes them anew, with other keys or numbers.",
 }
 
@@ -146,7 +147,7 @@ def loose_findings(server, tokenizer) -> list:  # findings
     "What a server makes of a tool that was not cleaned"
     hello = conversation([("user", "Hello!")], "")
     raw = {"name": "loose", "kind": "loose", "messages": hello, "tools": [LOOSE]}
-    mend = "Send tools through clean_tools (notebook 00), as in training."
+    mend = "Send tools through clean_tools (notebook deep/tools), as in training."
     return [
         finding(
             "info", f"llama-server rebuilds tools that are not clean: {each['words'][:240]}", mend
@@ -205,7 +206,7 @@ def ollama_findings(
             differences = asked_differences(server, tokenizer, cases)
     except UserError as error:
         what = f"Ollama does not serve it: {error}"
-        mend = "Write the Modelfile with write_modelfile (notebook 07b), or mend what it names."
+        mend = "Write the Modelfile with write_modelfile (notebook 07), or mend what it names."
         return [finding("error", what, mend)]
     found = kind_findings("Ollama", differences, cases) + shown_findings(shown, template)
     if "tools" in shown.get("capabilities", ["tools"]):
@@ -318,11 +319,8 @@ def pair_table(
     findings: list,  # from `check_pair`
 ) -> str:  # markdown
     "Findings as a table, the worst first; one line if there are none."
-    escape = lambda text: text.replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
+    escape = lambda text: text.replace("<", "&lt;").replace("\n", " ")
     if not findings:
         return "No finding: the file belongs to the folder."
-    rows = [
-        f"| {each['severity']} | {escape(each['what'])} | {escape(each['mend'])} |"
-        for each in findings
-    ]
-    return "\n".join(["| severity | what | how to mend it |", "|---|---|---|", *rows])
+    rows = [[each["severity"], escape(each["what"]), escape(each["mend"])] for each in findings]
+    return markdown_table(["severity", "what", "how to mend it"], rows, "lll")

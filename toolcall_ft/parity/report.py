@@ -11,6 +11,7 @@ from collections import Counter
 
 from ..evaluate.report import STYLE, show_rate
 from .compare import EXPLAINED, NEAR_TIE, other_calls
+from ..base.table import markdown_table
 
 # %% ../../nbs/lib/parity/report.ipynb #c004
 def first_case(
@@ -159,13 +160,6 @@ def escape_cell(
     return text.replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
 
 # %% ../../nbs/lib/parity/report.ipynb #c015
-def table_line(
-    cells: list,  # of texts
-) -> str:  # markdown
-    "One line of a table"
-    return f"| {' | '.join(map(escape_cell, cells))} |"
-
-# %% ../../nbs/lib/parity/report.ipynb #c016
 def hop_notes(
     report: dict,  # from `parity`
 ) -> list:  # of lines
@@ -183,22 +177,30 @@ def hop_notes(
         lines.append(f"- the template itself refuses {case}: {words}")
     return lines
 
+# %% ../../nbs/lib/parity/report.ipynb #c017
+def escaped_table(
+    header: list,  # of texts
+    rows: list,  # of lists of texts that a model or a user may have written
+    align: str,  # as in `markdown_table`
+) -> str:  # markdown
+    "A table whose cells are shown as text, whatever they hold"
+    return markdown_table(header, [list(map(escape_cell, row)) for row in rows], align)
+
 # %% ../../nbs/lib/parity/report.ipynb #c018
 def parity_table(
     report: dict,  # from `parity`
 ) -> str:  # markdown
     "The hops side by side, below the first other prompt of each in words, and every answer that differs."
-    ruler = ["---", *["---:"] * (len(PARITY_COLUMNS) - 1)]
     rows = [parity_cells(name, row) for name, row in report["hops"].items()]
-    lines = [*map(table_line, [PARITY_COLUMNS, ruler, *rows]), "", *hop_notes(report)]
+    table = escaped_table(PARITY_COLUMNS, rows, "l" + "r" * (len(PARITY_COLUMNS) - 1))
+    lines = [table, "", *hop_notes(report)]
     answers = [
         answer_cells(name, found)
         for name, row in report["hops"].items()
         for found in row.get("differing", [])
     ]
     if answers:
-        head = [ANSWER_COLUMNS, ["---"] * len(ANSWER_COLUMNS)]
-        lines += ["", *map(table_line, [*head, *answers])]
+        lines += ["", escaped_table(ANSWER_COLUMNS, answers, "l" * len(ANSWER_COLUMNS))]
     return "\n".join(lines).strip()
 
 # %% ../../nbs/lib/parity/report.ipynb #c020

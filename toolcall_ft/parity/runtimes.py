@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/lib/parity/runtimes.ipynb #c002
-from ..generate.answers import transformers_answerer
+from ..generate.answers import transformers_predictor
 from ..generate.model import load_model
 from ..template.habits import tidy_message
 from ..template.rows import encode_example
@@ -35,7 +35,7 @@ class TransformersHop:
 
     def __init__(self, folder, max_new_tokens: int = 160):  # with the model and its tokenizer
         self.model, self.tokenizer = load_model(str(folder))
-        self.answer = transformers_answerer(
+        self.answer = transformers_predictor(
             self.model, self.tokenizer, batch_size=1, max_new_tokens=max_new_tokens
         )
 

@@ -80,6 +80,19 @@ def from_hub(
         constants.HF_HUB_OFFLINE = before
 
 # %% ../../nbs/lib/template/models.ipynb #c011
+def load_weights(
+    path,  # from `model_path`, or a folder
+    dtype: str = "float32",  # torch's name of a number format
+    **options,  # of Transformers' `from_pretrained`
+):  # a Transformers model
+    "The one place where a model is loaded; errors as in `from_hub`."
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with from_hub(str(path)):
+        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), **options)
+
+# %% ../../nbs/lib/template/models.ipynb #c012
 def load_tokenizer(
     name: str,  # as in `model_path`
 ):  # a Transformers tokenizer with a chat template

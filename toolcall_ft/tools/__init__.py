@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "formats": ["HERMES", "LLAMA3", "TOOL_FORMATS", "ToolFormat", "parse_calls", "tool_format"],
         "load": ["match_functions", "read_functions", "read_tools"],
         "mcp": ["mcp_connection", "mcp_functions", "mcp_servers", "mcp_tools"],
-        "normalize": ["canonical_messages"],
+        "normalize": ["normalize_messages"],
         "schema": ["tool_schema"],
     },
 )

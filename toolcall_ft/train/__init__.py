@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "backend": ["compute_type", "load_peft", "load_unsloth", "machine_name", "start_backend"],
         "lora": ["train_lora"],
-        "memorise": ["learn_by_heart"],
+        "memorise": ["memorise_answers"],
         "merge": ["merge_adapter"],
         "trainer": ["draw_curves"],
     },

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..template.models import from_hub, model_path
+from ..template.models import from_hub, load_weights, model_path
 
 # %% ../../nbs/lib/train/backend.ipynb #c004
 def start_backend(
@@ -105,6 +105,19 @@ def load_unsloth(
     )
 
 # %% ../../nbs/lib/train/backend.ipynb #c015
+def four_bit_settings():  # transformers.BitsAndBytesConfig
+    "How QLoRA keeps the frozen weights. Raises `UserError` where there is no GPU for it."
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise UserError("four_bit needs a GPU; on a CPU the weights stay in 16 or 32 bits")
+    number = getattr(torch, compute_type())
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number
+    )
+
+# %% ../../nbs/lib/train/backend.ipynb #c016
 def load_peft(
     model: str,  # as in `model_path`
     rank: int = 16,  # of the adapter
@@ -118,26 +131,15 @@ def load_peft(
     "The base model with a fresh adapter, through PEFT alone"
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+    from transformers import set_seed
 
-    if four_bit and not torch.cuda.is_available():
-        raise UserError("four_bit needs a GPU; on a CPU the weights stay in 16 or 32 bits")
     set_seed(seed)
-    number = getattr(torch, compute_type())
-    quantized = (
-        BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number
-        )
-        if four_bit
-        else None
+    base = load_weights(
+        model_path(model),
+        compute_type(),
+        quantization_config=four_bit_settings() if four_bit else None,
+        device_map={"": 0} if torch.cuda.is_available() else None,
     )
-    with from_hub(model_path(model)):
-        base = AutoModelForCausalLM.from_pretrained(
-            model_path(model),
-            dtype=number,
-            quantization_config=quantized,
-            device_map={"": 0} if torch.cuda.is_available() else None,
-        )
     return get_peft_model(
         base,
         LoraConfig(

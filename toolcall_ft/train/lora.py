@@ -144,6 +144,29 @@ def run_trainer(
     return trainer
 
 # %% ../../nbs/03_unsloth_lora.ipynb #c030
+def save_adapter(
+    model,  # a trained PEFT model
+    tokenizer,  # to lay beside it
+    folder,  # is replaced in one move
+) -> str:  # the folder
+    "Write adapter and tokenizer; the folder appears complete or not at all"
+    with replace_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return str(folder)
+
+# %% ../../nbs/03_unsloth_lora.ipynb #c031
+def keep_results(
+    trainer,  # after training
+    tokenizer,  # of the model
+    output: Path,  # the folder of the run
+) -> None:
+    "Curves and adapter stay; the checkpoints go, since nothing is left to go on with"
+    draw_curves(curve_points(trainer.state.log_history), output / "curves.png")
+    save_adapter(trainer.model, tokenizer, output / "adapter")
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+
+# %% ../../nbs/03_unsloth_lora.ipynb #c032
 def train_lora(
     train_rows: list,  # examples
     validation_rows: list,  # examples, may be empty
@@ -174,24 +197,8 @@ def train_lora(
     options = {**locals()}  # all arguments, by name
     backend = start_backend(backend)  # first: Unsloth wants to be imported before Transformers
     tokenizer = load_tokenizer(model)
-    train, validation, left_out = encode_splits(
-        train_rows, validation_rows, tokenizer, max_length, train_on, thinking
-    )
+    splits = encode_splits(train_rows, validation_rows, tokenizer, max_length, train_on, thinking)
+    train, validation, left_out = splits
     trainer = run_trainer(options, backend, tokenizer, train, validation)
-    output = Path(output)
-    draw_curves(curve_points(trainer.state.log_history), output / "curves.png")
-    save_adapter(trainer.model, tokenizer, output / "adapter")
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    keep_results(trainer, tokenizer, Path(output))
     return training_report(trainer, backend, sum(map(len, train["input_ids"])), left_out)
-
-# %% ../../nbs/03_unsloth_lora.ipynb #c031
-def save_adapter(
-    model,  # a trained PEFT model
-    tokenizer,  # to lay beside it
-    folder,  # is replaced in one move
-) -> str:  # the folder
-    "Write adapter and tokenizer; the folder appears complete or not at all"
-    with replace_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    return str(folder)

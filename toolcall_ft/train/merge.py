@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import replace_folder
-from ..template.models import from_hub, load_tokenizer, model_path
+from ..template.models import load_tokenizer, load_weights, model_path
 from ..template.rows import encode_rows
 
 # %% ../../nbs/lib/train/merge.ipynb #c004
@@ -70,16 +70,13 @@ def load_adapted(
     adapter,  # folder of an adapter
 ):  # a PEFT model in float32
     "Base model and adapter, in float32; `UserError` when the folder holds no adapter or one of another model"
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     if not (Path(adapter) / "adapter_config.json").exists():
         raise UserError(
             f"{adapter}: no adapter here (adapter_config.json is missing); run the train stage first"
         )
-    with from_hub(model_path(model)):
-        base = AutoModelForCausalLM.from_pretrained(model_path(model), dtype=torch.float32)
+    base = load_weights(model_path(model))
     try:
         return PeftModel.from_pretrained(base, adapter)
     except (RuntimeError, ValueError) as error:
@@ -113,7 +110,6 @@ def merge_adapter(
 ) -> dict:  # max_abs_logit_difference, same_next_token, probe_tokens, dtype
     "A plain safetensors model from base and adapter; it is loaded again and compared with base + adapter"
     import torch
-    from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(model)
     adapted = load_adapted(model, adapter)
@@ -123,6 +119,6 @@ def merge_adapter(
         merged = adapted.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        written = AutoModelForCausalLM.from_pretrained(temporary, dtype=torch.float32)
+        written = load_weights(temporary)
         after = probe_logits(written, rows)
     return compare_logits(before, after) | {"dtype": dtype}

@@ -158,6 +158,15 @@ def machine_settings() -> dict:  # of trl.SFTConfig
     }
 
 # %% ../../nbs/lib/train/trainer.ipynb #c019
+ALWAYS = {
+    "optim": "adamw_torch_fused",
+    "max_length": None,  # rows that are too long are set aside, not cut
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "save_total_limit": 1,
+    "disable_tqdm": True,
+}
+
+# %% ../../nbs/lib/train/trainer.ipynb #c020
 def trainer_settings(
     folder,  # for checkpoints
     epochs: float,
@@ -190,20 +199,16 @@ def trainer_settings(
         lr_scheduler_type=scheduler,
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
-        optim="adamw_torch_fused",
         seed=seed,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
         logging_steps=max(1, round(steps * epochs / 20)),
         eval_strategy="epoch" if validate else "no",
         save_steps=save_steps,
-        save_total_limit=1,
         report_to=report_to,
-        disable_tqdm=True,
+        **ALWAYS,
         **machine,
     )
 
-# %% ../../nbs/lib/train/trainer.ipynb #c020
+# %% ../../nbs/lib/train/trainer.ipynb #c021
 def make_trainer(
     model,  # a PEFT model
     tokenizer,  # of the same
