@@ -46,8 +46,8 @@ def save_random_model(folder: Path, tokens: int) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=tokens,
-        hidden_size=256,
-        intermediate_size=512,
+        hidden_size=128,
+        intermediate_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
