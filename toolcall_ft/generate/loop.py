@@ -36,7 +36,10 @@ def run_calls(
     functions: dict,  # name -> Python function
     tools: list,  # the tools that were offered
 ) -> list:  # messages {"role": "tool", "name", "content"}
-    "Run the calls that fit their schema, all of them checked before the first one runs; returns the messages that tell the model."
+    """Run the calls that fit their schema, all of them checked before the first one runs.
+
+    Returns the messages that tell the model.
+    """
     checked = [(call, check_call(call, tools)) for call in calls]
     own = match_functions(functions, [tool["function"]["name"] for tool in tools])
     return [
@@ -56,7 +59,10 @@ def chat_with_tools(
     functions: dict,  # name -> Python function
     rounds: int = 4,  # of calls, at most
 ) -> list:  # the conversation, longer
-    "Ask, run the calls, tell the results, and ask again until the model answers without a call. `messages` is left as it was."
+    """Ask, run the calls, tell the results, and ask again until the model answers without a call.
+
+    `messages` is left as it was.
+    """
     messages = list(messages)
     for _ in range(rounds):
         answer = predictor([{"messages": messages, "tools": tools}])[0]

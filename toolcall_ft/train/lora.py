@@ -31,7 +31,7 @@ from toolcall_ft.train.trainer import (
     trainer_settings,
 )
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c024
+# %% ../../nbs/03_unsloth_lora.ipynb #c025
 def encode_splits(
     train_rows: list,  # examples
     validation_rows: list,  # examples, may be empty
@@ -56,7 +56,7 @@ def encode_splits(
         + (f". The first: {problems[0]['reason']}" if problems else "")
     )
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c026
+# %% ../../nbs/03_unsloth_lora.ipynb #c027
 def training_report(
     trainer,  # after training
     backend: str,  # that trained
@@ -83,7 +83,7 @@ def training_report(
         "machine": machine_name(),
     }
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c027
+# %% ../../nbs/03_unsloth_lora.ipynb #c028
 FINGERPRINT_OPTIONS = (
     "backend epochs batch_size gradient_accumulation learning_rate warmup_ratio "
     "lora_rank lora_alpha lora_targets lora_dropout weight_decay max_grad_norm scheduler "
@@ -103,7 +103,7 @@ def training_fingerprint(
     values = [str(options["model"]), *(options[name] for name in FINGERPRINT_OPTIONS)]
     return hashlib.sha256(dump_json([values, train["input_ids"][:]]).encode()).hexdigest()
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c028
+# %% ../../nbs/03_unsloth_lora.ipynb #c029
 def new_adapter(
     options: dict,  # the arguments of `train_lora`
     backend: str,  # unsloth or peft
@@ -121,7 +121,7 @@ def new_adapter(
         seed=options["seed"],
     )
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c029
+# %% ../../nbs/03_unsloth_lora.ipynb #c030
 def run_trainer(
     options: dict,  # the arguments of `train_lora`
     backend: str,  # unsloth or peft
@@ -143,7 +143,7 @@ def run_trainer(
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c030
+# %% ../../nbs/03_unsloth_lora.ipynb #c031
 def save_adapter(
     model,  # a trained PEFT model
     tokenizer,  # to lay beside it
@@ -155,7 +155,7 @@ def save_adapter(
         tokenizer.save_pretrained(temporary)
     return str(folder)
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c031
+# %% ../../nbs/03_unsloth_lora.ipynb #c032
 def keep_results(
     trainer,  # after training
     tokenizer,  # of the model
@@ -166,7 +166,7 @@ def keep_results(
     save_adapter(trainer.model, tokenizer, output / "adapter")
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c032
+# %% ../../nbs/03_unsloth_lora.ipynb #c033
 def train_lora(
     train_rows: list,  # examples
     validation_rows: list,  # examples, may be empty
