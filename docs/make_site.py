@@ -16,7 +16,7 @@ from nbdev.showdoc import BasicMarkdownRenderer
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = "base tools data template config train generate evaluate export serve parity tiny".split()
+FOLDERS = "base tools data template config train generate evaluate export serve parity tiny config cli.main".split()
 STYLE = """<style>
 nav.site { font: 15px/1.6 system-ui, sans-serif; margin: 1em auto; max-width: 60em; padding: 0 1em; }
 nav.site summary { cursor: pointer; font-weight: 600; }

@@ -413,3 +413,14 @@ def test_the_readmes_are_in_step(repository):
         text=True,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_the_reference_has_an_entry_for_each_public_name(repository):
+    sys.path.insert(0, str(repository / "docs"))
+    from make_site import FOLDERS as PAGES
+    from make_site import api_notebook
+
+    text = "\n".join(cell.source for folder in PAGES for cell in api_notebook(folder).cells)
+    shown = set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
+    listed = (repository / "tests" / "public_names.txt").read_text(encoding="utf-8").split()
+    assert shown >= set(listed)

@@ -13,7 +13,7 @@ import random
 def orthogonal(
     rows: int,  # of the matrix
     columns: int,  # of the matrix
-) -> "Tensor":  # (rows, columns)
+):  # a Tensor, (rows, columns)
     "A random matrix with orthonormal rows or columns, whichever are fewer."
     import torch
 
@@ -43,8 +43,8 @@ def previous_token_heads(
 def matching_heads(
     attention,  # of layer 1
     heads: int,  # how many heads
-    own: "Tensor",  # (rows, width) reads a token itself
-    before: "Tensor",  # (rows, width) reads what layer 0 wrote of the token before
+    own,  # a Tensor, (rows, width) reads a token itself
+    before,  # a Tensor, (rows, width) reads what layer 0 wrote of the token before
     strength: float = 2.2,  # how sharply it attends
 ):
     "Query with the own token, key with the token before, in slow rotary dimensions only."
@@ -87,7 +87,7 @@ def new_model(
     tokenizer,  # decides the size of the vocabulary
     seed: int = 0,  # of the weights
     induction: bool = True,  # start as an induction circuit
-) -> "Qwen2ForCausalLM":  # untrained
+):  # a Qwen2ForCausalLM, untrained
     """Four layers of 256, embeddings tied.
 
     Rows must be multiples of 256, or llama.cpp's K-quants fall back to other types.

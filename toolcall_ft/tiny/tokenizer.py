@@ -112,7 +112,7 @@ def all_merges(
 # %% ../../nbs/lib/tiny/tokenizer.ipynb #c015
 def qwen_backend(
     merges: list,  # pairs of strings
-) -> "Tokenizer":  # of the package `tokenizers`
+):  # a Tokenizer, of the package `tokenizers`
     "Byte-level BPE with Qwen's normalizer, pre-tokenizer and added tokens."
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
@@ -133,7 +133,7 @@ def qwen_backend(
 # %% ../../nbs/lib/tiny/tokenizer.ipynb #c017
 def train_tokenizer(
     seed: int = 0,  # of the conversations that the merges are counted on
-) -> "Qwen2Tokenizer":  # byte-level BPE with Qwen's pre-tokenizer, control tokens and chat template
+):  # a Qwen2Tokenizer, byte-level BPE with Qwen's pre-tokenizer, control tokens and chat template
     "A small Qwen tokenizer in which a value has the same tokens wherever it stands."
     from transformers import Qwen2Tokenizer
 
