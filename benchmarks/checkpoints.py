@@ -23,7 +23,8 @@ from toolcall_ft.export.compressed import SCHEMES, compress_model, compressed_ta
 from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.model import load_model
 from toolcall_ft.serve.client import openai_client
-from toolcall_ft.serve.vllm import VllmServer, find_vllm
+from toolcall_ft.serve.vllm import VllmServer
+from toolcall_ft.serve.vllm_install import find_vllm
 
 RESULTS = Path(__file__).parent / "results" / "checkpoints.json"
 

@@ -4,7 +4,7 @@
 
 The merged model answers the requests of the test and the validation split in float32. Then each answer is read again in
 float16 and in bfloat16: how far does the margin between the two best tokens move, and where is another token the best one?
-The bound of `toolcall-ft parity` for a near tie, `NEAR_TIE`, is above all margins at which that was seen.
+The bound of `toolcall-ft parity` for a near tie, `NEAR_TIE`, is above all margins at which that was seen in float16.
 """
 
 import sys

@@ -1,13 +1,13 @@
-"""Are the demo's prompts and answers the same at every hop? After `make demo`:
+"""Are the demo's prompts and answers the same at every runtime? After `make demo`:
 
-    python benchmarks/parity.py                    # all 336 test requests to every hop of this machine, some minutes
+    python benchmarks/parity.py                    # all 336 test requests to every runtime of this machine, some minutes
     python benchmarks/parity.py --answers 100      # prompts of all, answers of the first 100
     python benchmarks/parity.py --real-tokenizer   # prompts alone, with Qwen2.5's own vocabulary of 151,665 tokens and random weights
 
-Every answer that differs from that of the first hop is listed with the margin where they part. Exit code 1 if a prompt is another one, or if more than
---max-differing answers of a hop have other calls that nothing explains.
+Every answer that differs from that of the first runtime is listed with the margin where they part. Exit code 1 if a prompt is another one, or if more than
+--max-differing answers of a runtime have other calls that nothing explains.
 
-What every hop is compared with are the tokens of training: the template of the model that was trained from, not the one that is served.
+What every runtime is compared with are the tokens of training: the template of the model that was trained from, not the one that is served.
 Writes benchmarks/results/parity.json (or parity_real_tokenizer.json), which lesson 08c shows; the run folder is read and never changed.
 """
 
@@ -27,12 +27,12 @@ from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.config import read_config
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.parity.corpus import hard_corpus
-from toolcall_ft.parity.measure import model_hops, parity
+from toolcall_ft.parity.measure import model_runtimes, parity
 from toolcall_ft.parity.report import breaks, claims, parity_table
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.portable import make_portable
 
-HOPS = ["training row", "Transformers", "llama-server", "Ollama", "vLLM"]
+RUNTIMES = ["training row", "Transformers", "llama-server", "Ollama", "vLLM"]
 
 
 def random_model(folder):
@@ -63,7 +63,7 @@ def random_model(folder):
 
 
 def measure(options, work):
-    "The report of all hops, with the tools of every case written into the template."
+    "The report of all runtimes, with the tools of every case written into the template."
     examples, corpus, folder = (
         read_jsonl(options.run / "data" / "test.jsonl"),
         hard_corpus(),
@@ -76,14 +76,14 @@ def measure(options, work):
         trained = model_path(read_config(options.config)["model"])
         shutil.copytree(options.run / "merged", folder)
     make_portable(folder, list(tools.values()))
-    hops, missing = model_hops(
+    runtimes, missing = model_runtimes(
         folder,
         export_gguf(folder, work / "gguf", ["F16"])["F16"],
-        [name.lower() for name in options.hops],
+        [name.lower() for name in options.runtimes],
         trained,
     )
     answers = 0 if options.real_tokenizer else options.answers
-    report = parity(examples, hops, load_tokenizer(trained), corpus, answers)
+    report = parity(examples, runtimes, load_tokenizer(trained), corpus, answers)
     return report | {"missing": missing, "max_differing": options.max_differing}
 
 
@@ -111,9 +111,9 @@ def main():
         "--max-differing",
         type=int,
         default=0,
-        help="answers of a hop that may have other calls without a reason",
+        help="answers of a runtime that may have other calls without a reason",
     )
-    parser.add_argument("--hops", nargs="+", default=HOPS, help="the hops to ask")
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, help="the runtimes to ask")
     parser.add_argument(
         "--real-tokenizer",
         action="store_true",

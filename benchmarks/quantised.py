@@ -15,7 +15,8 @@ from pathlib import Path
 from toolcall_ft.base.files import read_json, read_jsonl, write_text
 from toolcall_ft.evaluate.results import evaluate
 from toolcall_ft.export.adapter import export_adapter
-from toolcall_ft.export.gguf import GGUF_TYPES, export_gguf
+from toolcall_ft.export.gguf import export_gguf
+from toolcall_ft.export.formats import GGUF_TYPES
 from toolcall_ft.export.imatrix import make_imatrix
 from toolcall_ft.parity.quantization import call_rows, measure_format, open_gguf, quantization_table
 from toolcall_ft.serve.client import openai_client

@@ -14,9 +14,10 @@ import nbformat
 from nbconvert import HTMLExporter
 from nbdev.showdoc import BasicMarkdownRenderer
 from nbformat.v4 import new_markdown_cell, new_notebook
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = "base tools data template config train generate evaluate export serve parity tiny config cli.main".split()
+FOLDERS = "base tools data template config train generate evaluate export serve parity tiny cli.main".split()
 STYLE = """<style>
 nav.site { font: 15px/1.6 system-ui, sans-serif; margin: 1em auto; max-width: 60em; padding: 0 1em; }
 nav.site summary { cursor: pointer; font-weight: 600; }
@@ -70,9 +71,21 @@ def navigation(places: list, here: str) -> str:
     return f'{STYLE}<nav class="site">{"".join(blocks)}</nav>'
 
 
+def mark_hidden(notebook) -> None:
+    "What nbdev is told is not for the reader: cells that name the module, and the code of figures."
+    for cell in notebook.cells:
+        if cell.source.startswith("#| default_exp"):
+            cell.metadata.tags = ["no-cell"]
+        elif cell.source.startswith("#| echo: false"):
+            cell.metadata.tags = ["no-code"]
+
+
 def page(notebook, places: list, here: str) -> str:
     "One page of HTML; links between notebooks lead from page to page."
-    html, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    mark_hidden(notebook)
+    hidden = {"enabled": True, "remove_cell_tags": {"no-cell"}, "remove_input_tags": {"no-code"}}
+    exporter = HTMLExporter(template_name="lab", config=Config(TagRemovePreprocessor=hidden))
+    html, _ = exporter.from_notebook_node(notebook)
     html = re.sub(r'(href="(?!https?:)[^"#]*)\.ipynb', r"\1.html", html)
     body = re.search(r"<body[^>]*>", html)
     return html[: body.end()] + navigation(places, here) + html[body.end() :]

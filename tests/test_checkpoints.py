@@ -20,7 +20,8 @@ from toolcall_ft.export.compressed import (
 from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.model import load_model
 from toolcall_ft.serve.client import openai_client
-from toolcall_ft.serve.vllm import VllmServer, find_vllm
+from toolcall_ft.serve.vllm import VllmServer
+from toolcall_ft.serve.vllm_install import find_vllm
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt, encode_rows

@@ -395,7 +395,7 @@ def test_doctor_compares_versions_with_what_the_packages_ask_for(distribution, m
 
 
 def test_doctor_advises_what_everybody_can_do(monkeypatch, capsys):
-    monkeypatch.setattr("toolcall_ft.serve.vllm.find_vllm", lambda: {"version": None})
+    monkeypatch.setattr("toolcall_ft.serve.vllm_install.find_vllm", lambda: {"version": None})
     assert main(["doctor"]) == 0
     line = next(
         line for line in capsys.readouterr().out.splitlines() if line.startswith("serve: vLLM")
@@ -444,7 +444,10 @@ def test_sample_logs_all_become_examples(project, capsys):
         (["serve", "--runtime", "vllm", "--format", "Q8_0"], "leave out --format"),
         (["eval", "ollama"], "toolcall-ft data"),
         (["parity"], "toolcall-ft merge"),
-        (["parity", "--hops", "lama-server"], "There are transformers, llama-server, ollama, vllm"),
+        (
+            ["parity", "--runtimes", "lama-server"],
+            "There are transformers, llama-server, ollama, vllm",
+        ),
         (["parity", "--gguf", "model.gguf"], "--hf DIR"),
         (["parity", "--modelfile", "Modelfile"], "--gguf FILE"),
         (["inspect"], "toolcall-ft data"),
@@ -1050,12 +1053,12 @@ def test_the_whole_chain_on_a_small_project(project):
     template = (project / "runs/first/merged/chat_template.jinja").read_text()
     assert "book_room" in template, "the tools of the run are written into it"
     finished = run_program(
-        "parity", "--hops", "transformers,llama-server", "--answers", "2", folder=project
+        "parity", "--runtimes", "transformers,llama-server", "--answers", "2", folder=project
     )
     assert finished.returncode == 0 and re.search(
         r"\nllama-server: prompts (\d+) of \1; calls 2 of 2\.\n$", finished.stdout
     ), finished.stdout + finished.stderr
-    assert list(json.loads((project / "runs/first/parity.json").read_text())["hops"]) == [
+    assert list(json.loads((project / "runs/first/parity.json").read_text())["runtimes"]) == [
         "training row",
         "Transformers",
         "llama-server",
@@ -1222,7 +1225,9 @@ def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys)
     for path in ("merged/config.json", "gguf/model-F16.gguf", "data/test.jsonl"):
         write_text(project / "runs/first" / path, "")
     report = {
-        "hops": {"training row": {"prompts": {"test": [1, 1], "hard": [1, 1]}, "differences": []}},
+        "runtimes": {
+            "training row": {"prompts": {"test": [1, 1], "hard": [1, 1]}, "differences": []}
+        },
         "missing": {"vLLM": "vLLM is not here"},
         "refused": [],
         "cases": {"test": 1, "turns": 1},
@@ -1231,22 +1236,24 @@ def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys)
         "toolcall_ft.parity.measure.measure_parity",
         lambda *arguments: {**report, "max_differing": arguments[-1]},
     )
-    assert main(["parity", "--hops", "vllm"]) == 1
+    assert main(["parity", "--runtimes", "vllm"]) == 1
     assert (
         "nothing was compared" in (said := capsys.readouterr().out)
         and "vLLM: was asked for and is not here" in said
     )
-    report["hops"]["Transformers"] = report["hops"]["training row"]
+    report["runtimes"]["Transformers"] = report["runtimes"]["training row"]
     assert main(["parity"]) == 1 and "no server was compared" in capsys.readouterr().out
-    assert main(["parity", "--hops", "transformers"]) == 1  # vLLM is missing in this report, too
+    assert (
+        main(["parity", "--runtimes", "transformers"]) == 1
+    )  # vLLM is missing in this report, too
     report["missing"] = {}
     assert (
-        main(["parity", "--hops", "transformers"]) == 0
-        and "Transformers: prompts 2 of 2.\nThe answers of two hops were not compared.\n"
+        main(["parity", "--runtimes", "transformers"]) == 0
+        and "Transformers: prompts 2 of 2.\nThe answers of two runtimes were not compared.\n"
         in capsys.readouterr().out
     )
-    report["hops"]["llama-server"] = {
-        **report["hops"]["Transformers"],
+    report["runtimes"]["llama-server"] = {
+        **report["runtimes"]["Transformers"],
         "calls": [1, 1],
         "differing": [],
     }
@@ -1262,7 +1269,7 @@ def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys)
         "tokens": "",
         "verdict": "unexplained",
     }
-    report["hops"]["llama-server"] |= {"calls": [26, 30], "differing": [found] * 4}
+    report["runtimes"]["llama-server"] |= {"calls": [26, 30], "differing": [found] * 4}
     assert (
         main(["parity"]) == 1
         and "calls 26 of 30; 4 unexplained." in (said := capsys.readouterr().out)
@@ -1272,7 +1279,7 @@ def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys)
         main(["parity", "--max-differing", "3"]) == 1
         and main(["parity", "--max-differing", "4"]) == 0
     )
-    report["hops"]["llama-server"]["differing"] = [
+    report["runtimes"]["llama-server"]["differing"] = [
         {**found, "margin": 0.01, "verdict": "near tie"}
     ] * 4
     assert (

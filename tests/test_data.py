@@ -32,7 +32,7 @@ from toolcall_ft.data.split import (
 )
 from toolcall_ft.data.store import from_dataset, to_dataset
 from toolcall_ft.data.turns import RecordError
-from toolcall_ft.export.gguf import GGUF_TYPES
+from toolcall_ft.export.formats import GGUF_TYPES
 from toolcall_ft.tools.clean import clean_tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

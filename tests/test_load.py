@@ -26,7 +26,7 @@ from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.ollama_build import find_ollama
-from toolcall_ft.serve.vllm import find_vllm
+from toolcall_ft.serve.vllm_install import find_vllm
 from toolcall_ft.template.models import model_path
 from toolcall_ft.tools.load import read_tools
 

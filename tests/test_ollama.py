@@ -595,7 +595,7 @@ def test_does_not_support_tools(ollama, folder, tmp_path):
         f'FROM {gguf}\nTEMPLATE """{go_template(TOOLS, QWEN_SYSTEM)}"""\nPARAMETER temperature 0\n',
         encoding="utf-8",
     )
-    with OllamaServer(modelfile) as server:  # the mend without another export
+    with OllamaServer(modelfile) as server:  # the fix without another export
         assert openai_client(server.url, server.model)([REQUESTS["guide"]])[0]["calls"] == [
             {"name": "HandleTongzhiTonggao", "arguments": ANNOUNCED}
         ]

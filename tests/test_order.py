@@ -13,7 +13,8 @@ from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer
 from toolcall_ft.serve.ollama_build import find_ollama
-from toolcall_ft.serve.vllm import VllmServer, find_vllm
+from toolcall_ft.serve.vllm import VllmServer
+from toolcall_ft.serve.vllm_install import find_vllm
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt

@@ -1,4 +1,4 @@
-"""Do all hops make the same tokens, and does a GGUF belong to its folder? Real servers, files that were broken on purpose, and the peers' own programs."""
+"""Do all runtimes make the same tokens, and does a GGUF belong to its folder? Real servers, files that were broken on purpose, and the peers' own programs."""
 
 import json
 import os
@@ -27,10 +27,10 @@ from toolcall_ft.parity.compare import (
     same_output,
 )
 from toolcall_ft.parity.corpus import hard_corpus
-from toolcall_ft.parity.measure import later_logits, measure_parity, model_hops, parity
+from toolcall_ft.parity.measure import measure_parity, model_runtimes, parity
 from toolcall_ft.parity.pair import check_pair, finding, pair_table
 from toolcall_ft.parity.report import breaks, claims, parity_html, parity_table
-from toolcall_ft.parity.runtimes import TrainingRow, TransformersHop
+from toolcall_ft.parity.runtimes import TrainingRow, TransformersRuntime, later_logits
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.serve.ollama import OllamaServer, modelfile_sources, ollama_tokens
 from toolcall_ft.serve.ollama_build import find_ollama
@@ -86,7 +86,7 @@ def peer(requirement):
 # ---- the corpus -----------------------------------------------------------------------------------------------------
 
 
-def test_every_case_can_be_asked_of_any_hop(tokenizer):
+def test_every_case_can_be_asked_of_any_runtime(tokenizer):
     assert len({case["name"] for case in CORPUS}) == len(CORPUS) > 60
     for case in CORPUS:
         assert (
@@ -138,8 +138,8 @@ def test_with_tools_of_ones_own_no_others_are_offered():
 # ---- comparing ------------------------------------------------------------------------------------------------------
 
 
-class Hop:
-    "A hop that renders rightly, but for what `change` does to the tokens; and answers what it is told to."
+class Runtime:
+    "A runtime that renders rightly, but for what `change` does to the tokens; and answers what it is told to."
 
     def __init__(self, tokenizer, change=lambda case, ids: ids, calls=()):
         self.tokenizer, self.change, self.calls = tokenizer, change, list(calls)
@@ -172,32 +172,32 @@ EXAMPLES = [
 ]
 
 
-def test_right_hops_have_nothing_to_say(tokenizer):
+def test_right_runtimes_have_nothing_to_say(tokenizer):
     report = parity(
         EXAMPLES,
         {
             "row": TrainingRow(tokenizer),
-            "one": Hop(tokenizer, calls=[CALL]),
-            "two": Hop(tokenizer, calls=[CALL]),
+            "one": Runtime(tokenizer, calls=[CALL]),
+            "two": Runtime(tokenizer, calls=[CALL]),
         },
         tokenizer,
     )
-    assert breaks(report) == [] and report["hops"]["two"]["outputs"] == report["hops"]["two"][
-        "calls"
-    ] == [40, 40]
+    assert breaks(report) == [] and report["runtimes"]["two"]["outputs"] == report["runtimes"][
+        "two"
+    ]["calls"] == [40, 40]
     assert (
-        report["hops"]["row"]["prompts"]["test"] == [40, 40]
-        and "evaluation" not in report["hops"]["row"]
+        report["runtimes"]["row"]["prompts"]["test"] == [40, 40]
+        and "evaluation" not in report["runtimes"]["row"]
     )
     assert json.loads(json.dumps(report)) == report and "40 of 40" in parity_table(report)
 
 
 def test_one_token_breaks_it_and_is_named(tokenizer):
-    wrong = Hop(
+    wrong = Runtime(
         tokenizer, lambda case, ids: ids[:-1] if case["name"] in ("test 3", "emoji") else ids
     )
     report = parity(EXAMPLES, {"wrong": wrong}, tokenizer, answers=0)
-    row = report["hops"]["wrong"]
+    row = report["runtimes"]["wrong"]
     assert [difference["case"] for difference in row["differences"]] == ["test 3", "emoji"] and row[
         "prompts"
     ]["test"] == [39, 40]
@@ -221,7 +221,7 @@ def test_a_refusal_and_a_dead_server_are_reported_in_their_words(tokenizer):
         def __exit__(self, *exception):
             pass
 
-    report = parity([], {"refusing": Hop(tokenizer, refuse), "dead": Dead()}, tokenizer)
+    report = parity([], {"refusing": Runtime(tokenizer, refuse), "dead": Dead()}, tokenizer)
     assert (
         "no emoji here" in parity_table(report)
         and "it ended while starting" in parity_table(report)
@@ -240,8 +240,8 @@ def said(*cities, words=""):
     }
 
 
-class Script(Hop):
-    "A hop with an answer for each request, in order; `logits` makes it one with a model."
+class Script(Runtime):
+    "A runtime with an answer for each request, in order; `logits` makes it one with a model."
 
     def __init__(self, tokenizer, answers, logits=None):
         super().__init__(tokenizer)
@@ -260,7 +260,7 @@ def test_four_calls_of_thirty_that_differ_are_listed_and_break_parity(tokenizer)
         Script(tokenizer, [said("Rome")] * 4 + [said("Oslo")] * 26),
     )
     report = parity(EXAMPLES[:30], {"right": right, "wrong": wrong}, tokenizer, [])
-    row = report["hops"]["wrong"]
+    row = report["runtimes"]["wrong"]
     assert row["calls"] == row["outputs"] == [26, 30] and [
         found["case"] for found in row["differing"]
     ] == ["test 1", "test 2", "test 3", "test 4"]
@@ -316,12 +316,12 @@ def logits_with(tokenizer, first, second):
 def test_the_margin_tells_a_near_tie_from_what_no_float_sum_explains(
     tokenizer, first, second, margin, verdict
 ):
-    hops = {
+    runtimes = {
         "one": Script(tokenizer, [said("Oslo")], logits_with(tokenizer, first, second)),
         "two": Script(tokenizer, [said("Rome")]),
     }
-    report = parity(EXAMPLES[:1], hops, tokenizer, [])
-    (found,) = report["hops"]["two"]["differing"]
+    report = parity(EXAMPLES[:1], runtimes, tokenizer, [])
+    (found,) = report["runtimes"]["two"]["differing"]
     assert (
         found["margin"] == pytest.approx(margin)
         and found["verdict"] == verdict
@@ -355,14 +355,14 @@ def test_only_answers_that_differ_are_put_to_the_model(tokenizer):
 
 
 def test_other_words_with_the_same_calls_are_listed_and_break_nothing(tokenizer):
-    hops = {
+    runtimes = {
         "one": Script(tokenizer, [said("Oslo")]),
         "two": Script(tokenizer, [said("Oslo", words="Sure.")]),
     }
-    report = parity(EXAMPLES[:1], hops, tokenizer, [])
+    report = parity(EXAMPLES[:1], runtimes, tokenizer, [])
     assert (
-        report["hops"]["two"]["outputs"] == [0, 1]
-        and report["hops"]["two"]["calls"] == [1, 1]
+        report["runtimes"]["two"]["outputs"] == [0, 1]
+        and report["runtimes"]["two"]["calls"] == [1, 1]
         and breaks(report) == []
     )
     assert (
@@ -386,7 +386,7 @@ def test_a_call_that_the_server_left_in_the_text_or_lost_is_unexplained(tokenize
         tokenizer,
         [],
     )
-    left, lost, unread, none = report["hops"]["two"]["differing"]
+    left, lost, unread, none = report["runtimes"]["two"]["differing"]
     assert (
         left["words"] == "the same tokens, read otherwise"
         and left["margin"] is None
@@ -403,7 +403,7 @@ def test_a_call_that_the_server_left_in_the_text_or_lost_is_unexplained(tokenize
         == "no answer, one that cannot be read, or half a character"
         and "status 500" in none["answers"][1]
     )
-    assert [found["verdict"] for found in other_calls(report["hops"]["two"])].count(
+    assert [found["verdict"] for found in other_calls(report["runtimes"]["two"])].count(
         "unexplained"
     ) == 3  # `lost`: all logits of this model are equal
 
@@ -418,15 +418,15 @@ def test_an_answer_to_another_prompt_has_its_reason(tokenizer):
         [],
     )
     assert (
-        report["hops"]["two"]["differing"][0]["verdict"] == "other prompt"
+        report["runtimes"]["two"]["differing"][0]["verdict"] == "other prompt"
         and len(breaks(report)) == 2
     )
 
 
 def differing(tokenizer, ones, twos, logits=None):
-    "The differing answers of a second hop."
-    hops = {"one": Script(tokenizer, ones, logits), "two": Script(tokenizer, twos)}
-    return parity(EXAMPLES[: len(ones)], hops, tokenizer, [])["hops"]["two"]["differing"]
+    "The differing answers of a second runtime."
+    runtimes = {"one": Script(tokenizer, ones, logits), "two": Script(tokenizer, twos)}
+    return parity(EXAMPLES[: len(ones)], runtimes, tokenizer, [])["runtimes"]["two"]["differing"]
 
 
 def test_a_call_that_a_grammar_would_not_admit_is_said(tokenizer):
@@ -470,10 +470,10 @@ def test_what_the_template_refuses_is_said(tokenizer):
         }
         for name in ("no", "yes")
     ]
-    report = parity([], {"one": Hop(strict)}, strict, cases)
+    report = parity([], {"one": Runtime(strict)}, strict, cases)
     assert (
         [case["case"] for case in report["refused"]] == ["no"]
-        and report["hops"]["one"]["prompts"]["hard"] == [1, 1]
+        and report["runtimes"]["one"]["prompts"]["hard"] == [1, 1]
         and "never no" in parity_table(report)
     )
 
@@ -486,13 +486,13 @@ def test_a_template_that_refuses_requests_of_the_test_set_breaks_it(tokenizer):
     )
     assert (
         "refuses 1 requests of the test set, the first is 'test 8': "
-        in breaks(parity(EXAMPLES, {"one": Hop(strict)}, strict, answers=0))[0]
+        in breaks(parity(EXAMPLES, {"one": Runtime(strict)}, strict, answers=0))[0]
     )
     assert breaks(
         {
             "cases": {},
             "refused": [],
-            "hops": {
+            "runtimes": {
                 "llama-server": {"prompts": {"test": [0, 0], "hard": [0, 0]}, "differences": []}
             },
         }
@@ -539,7 +539,10 @@ def test_the_page_and_the_table_escape_everything(tokenizer):
         raise UserError("<script>alert(1)</script> | a\nb")
 
     report = parity(
-        [], {"<b>hop</b>": Hop(tokenizer, refuse)}, tokenizer, [{**CORPUS[0], "name": "<i>|"}]
+        [],
+        {"<b>runtime</b>": Runtime(tokenizer, refuse)},
+        tokenizer,
+        [{**CORPUS[0], "name": "<i>|"}],
     )
     assert (
         "<script>" not in parity_html(report)
@@ -601,7 +604,7 @@ def test_a_model_that_was_changed_on_the_way_is_found_with_large_margins(taught,
         names=["transformers", "llama-server"],
         trained="tiny-qwen2",
     )
-    row = report["hops"]["llama-server"]
+    row = report["runtimes"]["llama-server"]
     assert row["calls"] == [4, 6] and [
         (found["case"], found["verdict"]) for found in row["differing"]
     ] == [("test 2", "unexplained"), ("test 5", "unexplained")]
@@ -611,9 +614,9 @@ def test_a_model_that_was_changed_on_the_way_is_found_with_large_margins(taught,
     alone = measure_parity(
         taught, gguf, CITY_CASES, tmp_path, names=["llama-server"], trained="tiny-qwen2"
     )
-    assert "differing" not in alone["hops"]["llama-server"]  # nobody to compare with
+    assert "differing" not in alone["runtimes"]["llama-server"]  # nobody to compare with
     assert (tmp_path / "parity.html").read_text(encoding="utf-8").count("<details>") == sum(
-        len(row["differences"]) for row in alone["hops"].values()
+        len(row["differences"]) for row in alone["runtimes"].values()
     )
 
 
@@ -630,14 +633,14 @@ def test_a_near_tie_of_a_real_model_has_the_margin_that_its_logits_have(
     weights[r] = weights[o] * 0.999
     model.save_pretrained(tmp_path / "tied")
     tokenizer.save_pretrained(tmp_path / "tied")
-    hop = TransformersHop(tmp_path / "tied")
+    runtime = TransformersRuntime(tmp_path / "tied")
     report = parity(
         CITY_CASES,
-        {"Transformers": hop, "server": Script(tokenizer, [said("Oslo")] * 5 + [said("Rslo")])},
+        {"Transformers": runtime, "server": Script(tokenizer, [said("Oslo")] * 5 + [said("Rslo")])},
         tokenizer,
         [],
     )
-    (found,) = report["hops"]["server"]["differing"]
+    (found,) = report["runtimes"]["server"]["differing"]
     start = [
         *encode_prompt({"messages": CITY_CASES[5]["messages"][:-1], "tools": TOOLS}, tokenizer),
         *tokenizer('<tool_call>\n{"name": "get_weather", "arguments": {"city": "')["input_ids"],
@@ -658,14 +661,14 @@ def test_a_near_tie_of_a_real_model_has_the_margin_that_its_logits_have(
 def test_servers_alone_are_compared_and_the_margin_comes_from_the_folder(
     taught, tokenizer, tmp_path
 ):
-    hops = {
+    runtimes = {
         "one": Script(tokenizer, [said("Oslo")] * 6),
         "two": Script(tokenizer, [said("Rome")] * 6),
     }
     margins = lambda folder: {
         found["margin"]
-        for found in parity(CITY_CASES, hops, tokenizer, [], next_logits=later_logits(folder))[
-            "hops"
+        for found in parity(CITY_CASES, runtimes, tokenizer, [], next_logits=later_logits(folder))[
+            "runtimes"
         ]["two"]["differing"]
     }
     assert margins(tmp_path) == {None} and min(margins(taught)) > 2
@@ -674,22 +677,22 @@ def test_servers_alone_are_compared_and_the_margin_comes_from_the_folder(
 # ---- the real servers -----------------------------------------------------------------------------------------------
 
 
-def test_all_hops_of_the_embedded_model(portable):
+def test_all_runtimes_of_the_embedded_model(portable):
     "100 % of the corpus: training row, Transformers, llama-server, Ollama."
     folder, gguf = portable
-    hops, missing = model_hops(folder, gguf)
-    hops.pop("vLLM", None)  # tests/test_vllm.py: to start it takes minutes
-    assert "Ollama" in hops or not CI, missing
+    runtimes, missing = model_runtimes(folder, gguf)
+    runtimes.pop("vLLM", None)  # tests/test_vllm.py: to start it takes minutes
+    assert "Ollama" in runtimes or not CI, missing
     tokenizer = load_tokenizer(str(folder))
-    report = parity([], hops, tokenizer)
+    report = parity([], runtimes, tokenizer)
     assert breaks(report) == [] and {"training row", "Transformers", "llama-server"} <= set(
-        report["hops"]
+        report["runtimes"]
     )
     assert all(
         row["differences"] == [] and row["prompts"]["hard"] == [len(CORPUS), len(CORPUS)]
-        for row in report["hops"].values()
+        for row in report["runtimes"].values()
     )
-    if "Ollama" not in hops:
+    if "Ollama" not in runtimes:
         pytest.skip("the others are right; Ollama is not here. Get it with: make ollama")
 
 
@@ -919,7 +922,7 @@ def test_the_real_qwen_tokenizer_in_llama_server_and_ollama(tmp_path):
     build_llama_cpp()
     convert_gguf(tmp_path / "model", tmp_path / "qwen.gguf", find_llama_cpp())
     portable = load_tokenizer(str(tmp_path / "model"))
-    hops = {
+    runtimes = {
         "row": TrainingRow(portable),
         "llama-server": LlamaServer(tmp_path / "qwen.gguf"),
         **(
@@ -928,13 +931,13 @@ def test_the_real_qwen_tokenizer_in_llama_server_and_ollama(tmp_path):
             else {}
         ),
     }
-    report = parity([], hops, portable)
+    report = parity([], runtimes, portable)
     assert breaks(report) == []
     assert all(
         row["prompts"]["hard"] == [len(CORPUS), len(CORPUS)] and row["differences"] == []
-        for row in report["hops"].values()
+        for row in report["runtimes"].values()
     )
-    if "Ollama" not in hops:
+    if "Ollama" not in runtimes:
         pytest.skip("llama-server is right; Ollama is not here. Get it with: make ollama")
 
 
@@ -1035,7 +1038,7 @@ def test_a_fault_is_found_and_a_remedy_named(name, faulty, stock, monkeypatch):
     assert any(FAULTS[name][1] in each["what"] for each in errors), [
         each["what"] for each in findings
     ]
-    assert all(each["mend"] for each in errors) and findings[0]["severity"] == "error"
+    assert all(each["fix"] for each in errors) and findings[0]["severity"] == "error"
     assert [each["what"] for each in findings if each["severity"] == "not evaluated"] == [
         "what Ollama makes of it: it is not installed here (toolcall-ft ollama builds it)"
     ]
@@ -1259,7 +1262,7 @@ def test_renderers_make_the_tokens_of_training_but_for_typed_control_tokens(toke
     )
 
 
-def test_the_template_of_training_is_what_hops_are_compared_with(portable, tmp_path):
+def test_the_template_of_training_is_what_runtimes_are_compared_with(portable, tmp_path):
     "A served folder whose template says something else is found out; were it compared with itself, nobody would notice."
     folder = tmp_path / "model"
     shutil.copytree(portable[0], folder)
@@ -1272,8 +1275,8 @@ def test_the_template_of_training_is_what_hops_are_compared_with(portable, tmp_p
         folder, None, [], tmp_path, 0, ["training row", "transformers"], trained="tiny-qwen2"
     )
     assert (
-        report["hops"]["training row"]["differences"] == []
-        and report["hops"]["Transformers"]["differences"]
+        report["runtimes"]["training row"]["differences"] == []
+        and report["runtimes"]["Transformers"]["differences"]
         and "Evil" in parity_table(report)
     )
     assert breaks(report) and not breaks(
@@ -1289,7 +1292,7 @@ def test_the_template_of_training_is_what_hops_are_compared_with(portable, tmp_p
     )
 
 
-def test_thinking_as_trained_is_what_hops_are_compared_with(stock, tmp_path):
+def test_thinking_as_trained_is_what_runtimes_are_compared_with(stock, tmp_path):
     from pathlib import Path
 
     import trl
@@ -1310,7 +1313,7 @@ def test_thinking_as_trained_is_what_hops_are_compared_with(stock, tmp_path):
         ["training row", "transformers"],
         folder,
         thinking=False,
-    )["hops"]
+    )["runtimes"]
     assert measured(folder)["Transformers"]["prompts"]["hard"][0] == 0, (
         "the own template asks with thinking"
     )

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolcall_ft.base.errors import UserError
-from toolcall_ft.export.gguf import GGUF_TYPES, export_gguf
+from toolcall_ft.export.gguf import export_gguf
+from toolcall_ft.export.formats import GGUF_TYPES
 from toolcall_ft.export.llamacpp import build_llama_cpp
 from toolcall_ft.parity.quantization import (
     call_rows,

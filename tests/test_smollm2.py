@@ -9,7 +9,8 @@ from golden.smollm2 import CACHE, smollm2
 from toolcall_ft.base.files import read_json
 from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.export.convert import CONTROL_TOKEN, check_gguf, pre_tokenizer_name, read_gguf
-from toolcall_ft.export.gguf import GGUF_TYPES, export_gguf
+from toolcall_ft.export.gguf import export_gguf
+from toolcall_ft.export.formats import GGUF_TYPES
 from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus

@@ -32,7 +32,8 @@ from toolcall_ft.template.habits import render, scan_turns
 from toolcall_ft.template.learn import defined_turns, encode_pieces, encode_texts, template_facts
 from toolcall_ft.template.look import show_tokens, token_bytes, token_roles, tokens_bytes
 from toolcall_ft.template.models import load_tokenizer, model_path
-from toolcall_ft.template.rows import encode_example, encode_prompt, encode_rows, training_texts
+from toolcall_ft.template.rows import encode_example, encode_prompt, encode_rows
+from toolcall_ft.template.spans import training_texts
 from toolcall_ft.tools.formats import as_typed, parse_calls
 
 GOLDEN = Path(__file__).parent / "golden"

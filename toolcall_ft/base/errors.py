@@ -34,7 +34,18 @@ EXTRA_OF = {
     "pytest": "dev",
 }
 
-# %% ../../nbs/lib/base/errors.ipynb #c007
+# %% ../../nbs/lib/base/errors.ipynb #c008
+REPOSITORY = "https://github.com/toolcall-ft/toolcall-ft"
+
+
+def install_command(
+    extras: str = "",  # names of extras, separated by commas
+) -> str:
+    "The command that installs this package with extras."
+    name = f"toolcall-ft[{extras}]" if extras else "toolcall-ft"
+    return f"pip install '{name} @ git+{REPOSITORY}'"
+
+# %% ../../nbs/lib/base/errors.ipynb #c010
 def need_packages(
     *modules,  # names to import, keys of `EXTRA_OF`
 ) -> None:
@@ -43,10 +54,10 @@ def need_packages(
     extras = ",".join(dict.fromkeys(EXTRA_OF[name] for name in missing))
     if missing:
         raise UserError(
-            f"not installed: {', '.join(missing)}. Get it with: pip install 'toolcall-ft[{extras}]'"
+            f"not installed: {', '.join(missing)}. Get it with: {install_command(extras)}"
         )
 
-# %% ../../nbs/lib/base/errors.ipynb #c009
+# %% ../../nbs/lib/base/errors.ipynb #c012
 def nearest(
     word,  # what somebody wrote
     words,  # what exists

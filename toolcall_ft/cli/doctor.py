@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 
-from ..base.errors import EXTRA_OF, UserError
+from ..base.errors import EXTRA_OF, UserError, install_command
 from .registry import command
 from .settings import installed
 
@@ -102,7 +102,7 @@ def find_programs() -> list:  # rows: (what, found or "", the command that bring
     "What is not a Python package, or none of this environment: the GPU, llama.cpp, Ollama, vLLM."
     from toolcall_ft.export.llamacpp import find_llama_cpp
     from toolcall_ft.serve.ollama_build import find_ollama
-    from toolcall_ft.serve.vllm import VLLM_ADVICE, find_vllm
+    from toolcall_ft.serve.vllm_install import VLLM_ADVICE, find_vllm
 
     llama = find_llama_cpp(need=())
     ollama = find_ollama()
@@ -142,7 +142,7 @@ def find_packages() -> list:  # rows: (what, found or "", the command that bring
     "Python, and the packages of every stage."
     rows = [("python", sys.version.split()[0], "")]
     for stage, names, extra in STAGE_PACKAGES:
-        rows.append((stage, installed(*names), f"pip install 'toolcall-ft{extra}'"))
+        rows.append((stage, installed(*names), install_command(extra)))
     return rows
 
 # %% ../../nbs/lib/cli/doctor.ipynb #c018

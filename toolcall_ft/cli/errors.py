@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/lib/cli/errors.ipynb #c002
 import errno
 
-from ..base.errors import EXTRA_OF, UserError
+from ..base.errors import EXTRA_OF, UserError, install_command
 from .settings import NO_NETWORK
 
 # %% ../../nbs/lib/cli/errors.ipynb #c004
@@ -58,7 +58,7 @@ def missing_package(
     module = (error.name or "").split(".")[0]
     if module not in EXTRA_OF:
         return None
-    return f"{module} is not installed: pip install 'toolcall-ft[{EXTRA_OF[module]}]'"
+    return f"{module} is not installed: {install_command(EXTRA_OF[module])}"
 
 # %% ../../nbs/lib/cli/errors.ipynb #c009
 def explain_error(

@@ -18,7 +18,7 @@ from .settings import RUNTIMES, read_settings
 from .steps import need
 
 # %% ../../nbs/lib/cli/proof.ipynb #c004
-HOPS = ["transformers", *RUNTIMES]  # that can be chosen; the training row is always among them
+CHOICES = ["transformers", *RUNTIMES]  # that can be chosen; the training row is always among them
 
 
 def tell_faults(
@@ -30,17 +30,17 @@ def tell_faults(
     return 1 if faults else 0
 
 # %% ../../nbs/lib/cli/proof.ipynb #c006
-def chosen_hops(
+def chosen_runtimes(
     arguments: argparse.Namespace,  # what was typed
 ) -> list | None:  # names; None: all that are here
     "The runtimes that the user wants compared. Raises `UserError` for one that does not exist."
-    if not arguments.hops:
+    if not arguments.runtimes:
         return None
-    names = arguments.hops.split(",")
+    names = arguments.runtimes.split(",")
     for name in names:
-        if name not in HOPS:
+        if name not in CHOICES:
             raise UserError(
-                f"--hops: {name}: there is no hop of that name. There are {', '.join(HOPS)}."
+                f"--runtimes: {name}: there is no runtime of that name. There are {', '.join(CHOICES)}."
             )
     return names
 
@@ -48,7 +48,7 @@ def chosen_hops(
 def measure_run(
     config: dict,  # the configuration
     arguments: argparse.Namespace,  # what was typed
-    names: list | None,  # from `chosen_hops`
+    names: list | None,  # from `chosen_runtimes`
     gguf: str,  # the file that is served
 ) -> dict:  # the report of `measure_parity`
     "Ask every runtime for its prompts and answers."
@@ -74,7 +74,7 @@ def measure_run(
 # %% ../../nbs/lib/cli/proof.ipynb #c009
 def run_faults(
     report: dict,  # of `measure_parity`
-    names: list | None,  # from `chosen_hops`
+    names: list | None,  # from `chosen_runtimes`
 ) -> list:  # sentences
     "What is wrong: prompts and answers that differ, and runtimes that were not asked."
     from toolcall_ft.parity.report import breaks
@@ -82,7 +82,7 @@ def run_faults(
     faults = breaks(report)
     if names:
         faults += [f"{name}: was asked for and is not here" for name in report["missing"]]
-    elif not set(report["hops"]) & set(RUNTIMES.values()):
+    elif not set(report["runtimes"]) & set(RUNTIMES.values()):
         faults.append("no server was compared: there is none here")
     return faults
 
@@ -94,7 +94,7 @@ def run_parity(
     "The parity table of a run, printed and written into its folder."
     from toolcall_ft.parity.report import claims, parity_table
 
-    names = chosen_hops(arguments)
+    names = chosen_runtimes(arguments)
     need(config, "merged", "merge")
     default = "F16" if "F16" in config["export"]["formats"] else ""
     gguf = find_format(config, arguments.format or default)
@@ -133,7 +133,7 @@ def finding_line(
 ) -> str:
     "A finding as text, with the advice below it."
     line = f"{finding['severity']:14}{finding['what']}"
-    return line + (f"\n{'':14}→ {finding['mend']}" if finding["mend"] else "")
+    return line + (f"\n{'':14}→ {finding['fix']}" if finding["fix"] else "")
 
 # %% ../../nbs/lib/cli/proof.ipynb #c015
 def is_unasked(
@@ -173,21 +173,23 @@ def pair_parity(
 @command(
     CONFIG,
     option(
-        "--hops", metavar="NAMES", help=f"some of {','.join(HOPS)} (default: all that are here)"
+        "--runtimes",
+        metavar="NAMES",
+        help=f"some of {','.join(CHOICES)} (default: all that are here)",
     ),
     option("--format", default="", help="which GGUF file (default: F16, or as for serve)"),
     option(
         "--answers",
         type=partial(positive, least=0),
         metavar="N",
-        help="test requests that each hop answers (default: all; 0: prompts only)",
+        help="test requests that each runtime answers (default: all; 0: prompts only)",
     ),
     option(
         "--max-differing",
         type=partial(positive, least=0),
         default=0,
         metavar="N",
-        help="answers of a hop that may have other calls without a reason: "
+        help="answers of a runtime that may have other calls without a reason: "
         "no near tie, not held to the schema (default: 0)",
     ),
     option("--gguf", metavar="FILE", help="without a run: any GGUF file,"),
@@ -199,7 +201,7 @@ def pair_parity(
     ),
 )
 def parity_command(arguments):
-    "Is what is served what was trained? Every prompt and every answer that differs, at every hop; exit code 1 if not"
+    "Is what is served what was trained? Every prompt and every answer that differs, at every runtime; exit code 1 if not"
     if arguments.gguf or arguments.hf or arguments.modelfile:
         return pair_parity(arguments)
     return run_parity(read_settings(arguments), arguments)

@@ -393,5 +393,5 @@ def strict_error(
     raise UserError(
         f"--strict: the examples have {len(errors):,} error{plural}.{first}{more}\n"
         f"All of them are in {Path(folder) / 'checks.md'}. "
-        "Mend or remove these rows, or leave out --strict."
+        "Fix or remove these rows, or leave out --strict."
     )

@@ -93,7 +93,7 @@ def text_encoding(
     return "gb18030" if chinese else "utf-8-sig"
 
 # %% ../../nbs/lib/data/encoding.ipynb #c011
-def mend_line(
+def fix_line(
     line: str,  # of a GB18030 file
 ) -> str:
     """The line; but if its bytes are UTF-8 with characters of three bytes or more, what they mean in UTF-8.
@@ -111,5 +111,5 @@ def line_texts(
     "Yields (line, text) for each line."
     line = 1
     while piece := text.readline(RECORD_LIMIT):
-        yield line, mend_line(piece) if text.encoding == "gb18030" else piece
+        yield line, fix_line(piece) if text.encoding == "gb18030" else piece
         line += piece.endswith(("\n", "\r"))

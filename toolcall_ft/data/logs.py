@@ -89,7 +89,7 @@ def refuse_most(data: dict, rejected, reasons: Counter, total: int) -> UserError
     return UserError(
         f"{reasons.total()} of {total} records cannot be used, "
         f"and data.max_rejected allows {data['max_rejected']:.0%} of them:"
-        f"{counts}\nEach is with its reason in {rejected}. Mend the logs or the tools; "
+        f"{counts}\nEach is with its reason in {rejected}. Fix the logs or the tools; "
         "to go on with the others, raise data.max_rejected."
     )
 

@@ -19,7 +19,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..base.errors import UserError
+from ..base.errors import UserError, install_command
 from ..base.files import disk_errors
 from ..base.jsontext import JSON_DECODER, check_value, dump_json
 from toolcall_ft.data.phrases import (
@@ -388,9 +388,7 @@ def open_client(
     try:
         from openai import DefaultHttpxClient, OpenAI
     except ImportError:
-        raise UserError(
-            "the package openai is missing: pip install 'toolcall-ft[serve]'."
-        ) from None
+        raise UserError(f"the package openai is missing: {install_command('serve')}") from None
     base = url.rstrip("/")
     near = urlsplit(base).hostname in ("127.0.0.1", "localhost", "::1")
     return OpenAI(

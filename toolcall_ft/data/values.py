@@ -41,7 +41,7 @@ def is_cut_off(
     error: Exception,  # of a JSON decoder
     text: str,  # that it was given
 ) -> bool:
-    "Does the mistake stand where the text ends, so that more of it may mend it?"
+    "Does the mistake stand where the text ends, so that more of it may fix it?"
     return str(error).startswith("Unterminated") or getattr(error, "pos", 0) > len(text) - 16
 
 # %% ../../nbs/lib/data/values.ipynb #c009

@@ -11,24 +11,20 @@ from ..tools.check import check_call
 from ..tools.normalize import canonical_number
 
 # %% ../../nbs/05_evaluate.ipynb #c011
-def both_are(one, other, kinds) -> bool:
-    "Are two values of one of these types?"
-    return isinstance(one, kinds) and isinstance(other, kinds)
-
-# %% ../../nbs/05_evaluate.ipynb #c012
 def same_value(one, other) -> bool:
     "Are two JSON values equal, numbers by value and objects by keys?"
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
-    if both_are(one, other, dict):
+    kinds = {type(one), type(other)}
+    if kinds == {dict}:
         return one.keys() == other.keys() and all(same_value(one[key], other[key]) for key in one)
-    if both_are(one, other, list):
+    if kinds == {list}:
         return len(one) == len(other) and all(map(same_value, one, other))
-    if both_are(one, other, (int, float)):
+    if kinds <= {int, float}:
         return canonical_number(one) == canonical_number(other)  # 15 digits, as in training
     return one == other
 
-# %% ../../nbs/05_evaluate.ipynb #c015
+# %% ../../nbs/05_evaluate.ipynb #c014
 def argument_score(
     call: dict,
     reference: dict,  # two calls of one tool
@@ -38,7 +34,7 @@ def argument_score(
     agree = sum(key in given and same_value(given[key], right[key]) for key in right)
     return agree, len(given.keys() | right.keys())
 
-# %% ../../nbs/05_evaluate.ipynb #c016
+# %% ../../nbs/05_evaluate.ipynb #c015
 def pair_calls(
     calls: list,
     reference: list,  # calls in any order
@@ -62,7 +58,7 @@ def pair_calls(
             free.remove(i), wanted.remove(j)
     return pairs, [calls[i] for i in sorted(free)], [reference[j] for j in sorted(wanted)]
 
-# %% ../../nbs/05_evaluate.ipynb #c019
+# %% ../../nbs/05_evaluate.ipynb #c018
 def failure_kinds(
     answer: dict,
     reference: list,
@@ -89,7 +85,7 @@ def failure_kinds(
     }
     return [kind for kind, holds in found.items() if holds]
 
-# %% ../../nbs/05_evaluate.ipynb #c020
+# %% ../../nbs/05_evaluate.ipynb #c019
 def score_answer(
     answer: dict,  # {"content", "calls", "errors", ...}
     reference: list,  # the calls that are right; empty if none is

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
 
-from ..base.errors import UserError, nearest
+from ..base.errors import UserError, install_command, nearest
 from ..base.files import replace_folder, write_text
 from ..evaluate.report import show_rate
 from ..generate.model import load_model
@@ -175,7 +175,7 @@ def check_wishes(model, scheme: str, examples: list) -> Path:  # the model's fol
         )
     if not find_spec("llmcompressor"):
         raise UserError(
-            "LLM Compressor is missing. Install it with: pip install 'toolcall-ft[compress]'"
+            f"LLM Compressor is missing. Install it with: {install_command('compress')}"
         )
     if scheme != "FP8" and not examples:
         raise UserError(

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from ..base.errors import UserError
+from ..base.errors import UserError, install_command
 from ..base.files import disk_errors, one_at_a_time, temporary_folder
 from ..base.process import run_logged
 
@@ -95,7 +95,7 @@ def build_tools() -> tuple:  # (path of cmake, path of a C++ compiler)
     cmake = shutil.which("cmake") or shutil.which("cmake", path=scripts)
     if not cmake:
         raise UserError(
-            "llama.cpp: cmake is missing. Install it with: pip install 'toolcall-ft[export]'"
+            f"llama.cpp: cmake is missing. Install it with: {install_command('export')}"
         )
     return cmake, compiler
 

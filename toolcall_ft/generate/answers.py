@@ -7,78 +7,20 @@ __all__ = ['generate_answers', 'generate_text', 'transformers_predictor']
 
 # %% ../../nbs/04_constrained_generation.ipynb #c002
 import time
-from os.path import commonprefix
 
 from tqdm import tqdm
 
-from .engines import choose_engine, compile_grammar
+from .batch import generate_batch
 from .grammar import tool_grammar
-from .model import make_batches, pad_left
+from .model import make_batches
 from ..template.rows import encode_prompt
-
-from ..tools.normalize import normalize_messages
 from ..tools.formats import tool_format
-
-# %% ../../nbs/04_constrained_generation.ipynb #c019
-GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "temperature": None,
-    "top_p": None,
-    "top_k": None,
-}
-
-
-def common_cache(
-    model,
-    ids,  # token ids, (rows, tokens)
-    start: int,  # so many tokens are the same in all rows
-):  # transformers.Cache
-    "The start that all prompts of a batch share, computed once."
-    read = model(input_ids=ids[:1, :start], use_cache=True, logits_to_keep=1)
-    cache = read.past_key_values
-    cache.batch_repeat_interleave(len(ids))
-    return cache
+from ..tools.normalize import normalize_messages
 
 # %% ../../nbs/04_constrained_generation.ipynb #c020
-def generate_batch(
-    model,
-    tokenizer,
-    prompts: list,  # lists of token ids
-    grammar: str = None,  # GBNF, or None for free generation
-    engine: str = "auto",
-    max_new_tokens: int = 160,
-) -> list:  # lists of token ids; one that ends without eos was cut off
-    "The most likely continuation of each prompt, token by token (greedy), up to and including the end-of-text token."
-    import torch
-
-    processors = []
-    if grammar:
-        vocab_size = model.config.vocab_size
-        processors = [compile_grammar(grammar, tokenizer, choose_engine(engine), vocab_size)()]
-    end = tokenizer.eos_token_id
-    start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
-    padded = pad_left(prompts, end, start)
-    inputs = {name: tensor.to(model.device) for name, tensor in padded.items()}
-    with torch.inference_mode():
-        if start:
-            inputs["past_key_values"] = common_cache(model, inputs["input_ids"], start)
-        output = model.generate(
-            **inputs,
-            **GREEDY,
-            logits_processor=processors,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
-    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
-
-# %% ../../nbs/04_constrained_generation.ipynb #c022
 CUT_OFF = "cut off"
 
-# %% ../../nbs/04_constrained_generation.ipynb #c023
+# %% ../../nbs/04_constrained_generation.ipynb #c021
 def request_prompt(
     request: dict,  # {"messages", "tools"}
     tokenizer,
@@ -88,7 +30,7 @@ def request_prompt(
     messages = normalize_messages(request["messages"], request.get("tools"))
     return encode_prompt({**request, "messages": messages}, tokenizer, thinking)
 
-# %% ../../nbs/04_constrained_generation.ipynb #c024
+# %% ../../nbs/04_constrained_generation.ipynb #c022
 def generate_answers(
     model,
     tokenizer,
@@ -116,7 +58,7 @@ def generate_answers(
             answers[i] = read_answer(tokenizer, row) | {"seconds": time.perf_counter() - start}
     return answers
 
-# %% ../../nbs/04_constrained_generation.ipynb #c025
+# %% ../../nbs/04_constrained_generation.ipynb #c023
 def read_answer(
     tokenizer,
     row: list,  # generated token ids
@@ -130,7 +72,7 @@ def read_answer(
     errors = errors if whole else [f"{CUT_OFF} after {len(row)} tokens", *errors]
     return {"content": content, "calls": calls, "errors": errors, "text": text}
 
-# %% ../../nbs/04_constrained_generation.ipynb #c026
+# %% ../../nbs/04_constrained_generation.ipynb #c024
 def generate_text(
     model,
     tokenizer,
@@ -152,7 +94,7 @@ def generate_text(
     )
     return [answer["text"] for answer in answers]
 
-# %% ../../nbs/04_constrained_generation.ipynb #c027
+# %% ../../nbs/04_constrained_generation.ipynb #c025
 def transformers_predictor(
     model,
     tokenizer,

@@ -9,7 +9,7 @@ __all__ = ['compile_grammar']
 import importlib.util
 from functools import lru_cache
 
-from ..base.errors import UserError
+from ..base.errors import UserError, install_command
 from ..tools.formats import TOOL_FORMATS
 
 # %% ../../nbs/lib/generate/engines.ipynb #c005
@@ -147,7 +147,7 @@ def choose_engine(
         if importlib.util.find_spec(modules[name]):
             return name
     raise UserError(
-        f"the grammar engine ({engine}) is not installed. Run: pip install 'toolcall-ft[constrain]'"
+        f"the grammar engine ({engine}) is not installed. Run: {install_command('constrain')}"
     )
 
 # %% ../../nbs/lib/generate/engines.ipynb #c018

@@ -26,16 +26,16 @@ from ..tools.formats import ToolFormat, tool_format
 
 # %% ../../nbs/lib/parity/compare.ipynb #c004
 def prompt_differences(
-    hop,  # with `prompt_ids`
+    runtime,  # with `prompt_ids`
     cases: list,  # of {"name", "kind", "messages", "tools"}
     wanted: list,  # the tokens of each
     tokenizer,  # that made them
 ) -> list:  # of {"case", "kind", "words", "tokens"}
-    "The cases of which a hop makes other tokens, or none."
+    "The cases of which a runtime makes other tokens, or none."
     found = []
     for case, ids in zip(tqdm(cases, unit="prompt", leave=False, disable=None), wanted):
         try:
-            difference = diff(ids, hop.prompt_ids(case), tokenizer)
+            difference = diff(ids, runtime.prompt_ids(case), tokenizer)
         except UserError as error:
             difference = {"same": False, "words": f"refused: {error}", "tokens": ""}
         if not difference["same"]:
@@ -183,8 +183,14 @@ def judge(
     one: dict,
     two: dict,  # a request and two answers, as in `parting`
     margin: float,  # from `parting`
-) -> str:  # near tie, held to schema, or unexplained
-    "Why two answers differ: a float sum, a server that admits only what fits the schema, or nobody knows."
+) -> str:  # near tie, held to schema, unreadable at both, or unexplained
+    """Why two answers differ.
+
+    A float sum, a server that admits only what fits the schema, no call that could be read at
+    either, or nobody knows.
+    """
+    if all(answer["errors"] and not answer["calls"] for answer in (one, two)):
+        return "unreadable at both"
     if margin is not None and margin < NEAR_TIE:
         return "near tie"
     held = fits(two, case["tools"]) and not fits(one, case["tools"])
@@ -194,10 +200,10 @@ def judge(
 def differing_answers(
     cases: list,  # the requests
     first: dict,
-    row: dict,  # two rows of `hop_row`
+    row: dict,  # two rows of `runtime_row`
     part,  # `parting` with its tokenizer and model
 ) -> list:  # of {"case", "same calls", "answers", "words", "margin", "tokens", "verdict"}
-    "Every answer that is not the first hop's, where they part, and a verdict: other prompt, or as in `judge`."
+    "Every answer that is not the first runtime's, where they part, and a verdict: other prompt, or as in `judge`."
     other_prompts = {each["case"] for each in [*first["differences"], *row["differences"]]}
     found = []
     for case, one, two in zip(cases, first["answers"], row["answers"]):
@@ -221,14 +227,16 @@ def differing_answers(
     return found
 
 # %% ../../nbs/lib/parity/compare.ipynb #c021
-def hop_answers(
-    hop,  # with `answer`, or a server with `url` and `model`
+def runtime_answers(
+    runtime,  # with `answer`, or a server with `url` and `model`
     examples: list,  # to ask; none: nothing is asked
     max_new_tokens: int,  # of an answer
 ) -> dict:  # {"answers", "evaluation"}; empty if it cannot answer
-    "What a hop answers, and how often its calls are right."
-    ask = getattr(hop, "answer", None) or (
-        openai_client(hop.url, hop.model, max_new_tokens) if hasattr(hop, "url") else None
+    "What a runtime answers, and how often its calls are right."
+    ask = getattr(runtime, "answer", None) or (
+        openai_client(runtime.url, runtime.model, max_new_tokens)
+        if hasattr(runtime, "url")
+        else None
     )
     if not ask or not examples:
         return {}
@@ -240,30 +248,34 @@ def hop_answers(
     }
 
 # %% ../../nbs/lib/parity/compare.ipynb #c022
-def hop_row(
-    hop,  # a hop; a server is started, and stopped again
+def runtime_row(
+    runtime,  # a runtime; a server is started, and stopped again
     cases: list,
     wanted: list,
     tokenizer,  # as in `prompt_differences`
     examples: list,
-    max_new_tokens: int,  # as in `hop_answers`
+    max_new_tokens: int,  # as in `runtime_answers`
 ) -> dict:  # {"differences", "answers", "evaluation"}, or {"failed": why}
-    "Everything that one hop makes of the cases."
+    "Everything that one runtime makes of the cases."
     try:
-        with hop if hasattr(hop, "__enter__") and not hasattr(hop, "url") else nullcontext(hop):
+        with (
+            runtime
+            if hasattr(runtime, "__enter__") and not hasattr(runtime, "url")
+            else nullcontext(runtime)
+        ):
             return {
-                "differences": prompt_differences(hop, cases, wanted, tokenizer),
-                **hop_answers(hop, examples, max_new_tokens),
+                "differences": prompt_differences(runtime, cases, wanted, tokenizer),
+                **runtime_answers(runtime, examples, max_new_tokens),
             }
     except UserError as error:
         return {"failed": str(error)}
 
 # %% ../../nbs/lib/parity/compare.ipynb #c023
 def count_row(
-    row: dict,  # from `hop_row`, with "differing" if its answers were compared
+    row: dict,  # from `runtime_row`, with "differing" if its answers were compared
     kinds: Counter,  # cases of each kind
 ) -> dict:  # "prompts": {group: [same, of]}, "outputs" and "calls": [same, of]
-    "The counts of one hop, without its answers."
+    "The counts of one runtime, without its answers."
     if "failed" in row:
         return row
     group = lambda kind: "test" if kind == "test" else "hard"
@@ -280,10 +292,14 @@ def count_row(
 
 # %% ../../nbs/lib/parity/compare.ipynb #c025
 def other_calls(
-    row: dict,  # of a hop
+    row: dict,  # of a runtime
 ) -> list:  # of its differing answers
-    "The answers whose calls are not those of the first hop."
+    "The answers whose calls are not those of the first runtime."
     return [found for found in row.get("differing", []) if not found["same calls"]]
 
 # %% ../../nbs/lib/parity/compare.ipynb #c026
-EXPLAINED = ("near tie", "held to schema")  # verdicts that do not break parity
+EXPLAINED = (
+    "near tie",
+    "held to schema",
+    "unreadable at both",
+)  # verdicts that do not break parity

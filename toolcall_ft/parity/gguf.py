@@ -9,15 +9,15 @@ __all__ = []
 import re
 
 from ..export.convert import check_gguf, read_gguf
-from ..export.gguf import GGUF_TYPES, fallback_tensors
+from ..export.formats import GGUF_TYPES, fallback_tensors
 from .corpus import conversation
 from ..template.compare import diff
 from ..template.habits import tidy_message
 
 # %% ../../nbs/lib/parity/gguf.ipynb #c005
-def finding(severity: str, what: str, mend: str = "") -> dict:
-    "Something about a pair of files: error, warning, info or not evaluated; what it is, and how to mend it."
-    return {"severity": severity, "what": what, "mend": mend}
+def finding(severity: str, what: str, fix: str = "") -> dict:
+    "Something about a pair of files: error, warning, info or not evaluated; what it is, and how to fix it."
+    return {"severity": severity, "what": what, "fix": fix}
 
 # %% ../../nbs/lib/parity/gguf.ipynb #c007
 def render_with(
@@ -168,7 +168,7 @@ def compare_templates(
 # %% ../../nbs/lib/parity/gguf.ipynb #c020
 NEWER = "Convert the folder again with a newer llama.cpp"
 
-FILE_MENDS = {
+FILE_FIXES = {
     "the stop token": "Set tokenizer.ggml.eos_token_id to the id of the folder's stop token "
     "(gguf_new_metadata.py --special-token-by-id eos ID).",
     "the kind of the stop token": f"It is read as ordinary text, so generation never stops. {NEWER}.",
@@ -192,9 +192,9 @@ def token_findings(
     for sentence in check_gguf(gguf, folder, llama):
         if ": the chat template:" in sentence:
             continue
-        mends = [mend for what, mend in FILE_MENDS.items() if f": {what}:" in sentence]
-        mend = mends[0] if mends else "Convert the folder again."
-        found.append(finding("error", sentence.removeprefix(f"{gguf}: "), mend))
+        fixes = [fix for what, fix in FILE_FIXES.items() if f": {what}:" in sentence]
+        fix = fixes[0] if fixes else "Convert the folder again."
+        found.append(finding("error", sentence.removeprefix(f"{gguf}: "), fix))
     return found
 
 # %% ../../nbs/lib/parity/gguf.ipynb #c022

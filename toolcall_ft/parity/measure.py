@@ -8,7 +8,7 @@ __all__ = ['parity', 'measure_parity']
 # %% ../../nbs/09_parity.ipynb #c002
 import json
 from collections import Counter
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,10 +16,10 @@ from tqdm import tqdm
 from ..base.errors import UserError
 from ..base.files import write_text
 from ..base.jsontext import dump_json
-from .compare import count_row, differing_answers, hop_row, parting, row_cases
+from .compare import count_row, differing_answers, runtime_row, parting, row_cases
 from .corpus import hard_corpus
 from .report import parity_html, parity_table
-from .runtimes import TrainingRow, TransformersHop
+from .runtimes import TrainingRow, TransformersRuntime, later_logits
 from ..serve.llama import LlamaServer
 from ..serve.ollama import OllamaServer
 from ..serve.vllm import VllmServer
@@ -45,11 +45,11 @@ def encode_cases(
 
 # %% ../../nbs/09_parity.ipynb #c016
 def compare_answers(
-    rows: dict,  # name -> row of `hop_row`; changed
+    rows: dict,  # name -> row of `runtime_row`; changed
     tests: list,  # the cases that were answered
     part,  # `parting` with its tokenizer and model
 ) -> None:
-    "Add to every row which answers are not those of the first hop that answers"
+    "Add to every row which answers are not those of the first runtime that answers"
     answered = [row for row in rows.values() if row.get("answers")]
     for row in answered[1:]:
         row["differing"] = differing_answers(tests, answered[0], row, part)
@@ -57,47 +57,49 @@ def compare_answers(
 # %% ../../nbs/09_parity.ipynb #c017
 def parity(
     examples: list,  # {"messages", "tools"}, held out from training; may be empty
-    hops: dict,  # name -> hop; the first that answers is the one that the others are compared with
+    runtimes: dict,  # name -> runtime; the first that answers is the one that the others are compared with
     tokenizer,  # that the rows were encoded with
     corpus: list = None,  # hard cases; None: `hard_corpus()`
     answers: int = None,  # examples to answer, all of them if None, and 0 for none
     thinking: bool = None,  # as in training
     max_new_tokens: int = 160,  # of an answer
-    next_logits=None,  # token ids -> logits of the served model; None: those of the first hop that has a model
-) -> dict:  # {"hops": {name: row}, "cases": {kind: n}, "refused": [...]}, all of it JSON
-    """Compare the prompts and the answers of all hops, one after the other.
+    next_logits=None,  # token ids -> logits of the served model; None: those of the first runtime that has a model
+) -> dict:  # {"runtimes": {name: row}, "cases": {kind: n}, "refused": [...]}, all of it JSON
+    """Compare the prompts and the answers of all runtimes, one after the other.
 
-    A hop that cannot be asked has a row that says why.
+    A runtime that cannot be asked has a row that says why.
     """
     tests = row_cases(examples)
     every = [*tests, *(hard_corpus() if corpus is None else corpus)]
     cases, wanted, refused = encode_cases(every, tokenizer, thinking)
     asked = {"examples": examples[:answers], "max_new_tokens": max_new_tokens}
     rows = {}
-    for name, hop in tqdm(hops.items(), unit="hop", disable=None):
-        rows[name] = hop_row(hop, cases, wanted, tokenizer, **asked)
-    models = [hop.next_logits for hop in hops.values() if hasattr(hop, "next_logits")]
+    for name, runtime in tqdm(runtimes.items(), unit="runtime", disable=None):
+        rows[name] = runtime_row(runtime, cases, wanted, tokenizer, **asked)
+    models = [
+        runtime.next_logits for runtime in runtimes.values() if hasattr(runtime, "next_logits")
+    ]
     logits = next_logits or next(iter(models), None)
     part = partial(parting, tokenizer=tokenizer, thinking=thinking, next_logits=logits)
     compare_answers(rows, tests, part)
     kinds = Counter(case["kind"] for case in cases)
     counted = {name: count_row(row, kinds) for name, row in rows.items()}
-    return {"cases": dict(kinds), "refused": refused, "hops": counted}
+    return {"cases": dict(kinds), "refused": refused, "runtimes": counted}
 
 # %% ../../nbs/09_parity.ipynb #c018
-def model_hops(
+def model_runtimes(
     folder,  # a model folder
-    gguf=None,  # the GGUF that was made from it; without one there are no hops of llama-server and Ollama
+    gguf=None,  # the GGUF that was made from it; without one there are no runtimes of llama-server and Ollama
     names: list = None,  # only these, in small letters
     trained=None,  # the folder of the model whose tokenizer encoded the rows; None: the same folder
     thinking: bool = None,  # as in training
     context: int = 4096,
     max_new_tokens: int = 160,  # tokens, as for the servers and `parity`
-) -> tuple:  # ({name: hop}, {name: why it is not here})
-    "All hops of a model that this machine can run."
+) -> tuple:  # ({name: runtime}, {name: why it is not here})
+    "All runtimes of a model that this machine can run."
     makers = {
         "training row": lambda: TrainingRow(load_tokenizer(str(trained or folder)), thinking),
-        "Transformers": lambda: TransformersHop(folder, max_new_tokens),
+        "Transformers": lambda: TransformersRuntime(folder, max_new_tokens),
     }
     if gguf:
         makers |= {
@@ -105,57 +107,44 @@ def model_hops(
             "Ollama": lambda: OllamaServer(gguf, context=context),
         }
     makers["vLLM"] = lambda: VllmServer(folder, context=context)
-    hops, missing = {}, {}
+    runtimes, missing = {}, {}
     for name, make in makers.items():
         if names and name.lower() not in names:
             continue
         try:
-            hops[name] = make()
+            runtimes[name] = make()
         except UserError as error:
             missing[name] = str(error)
-    return hops, missing
+    return runtimes, missing
 
 # %% ../../nbs/09_parity.ipynb #c038
-def later_logits(
-    folder,  # a model folder
-) -> callable:  # token ids -> logits, or None where the model cannot be loaded
-    "`TransformersHop.next_logits` of a model that is loaded when it is first asked."
-
-    @lru_cache
-    def load():
-        try:
-            return TransformersHop(folder)
-        except (UserError, ImportError):
-            return None
-
-    return lambda ids: load() and load().next_logits(ids)
-
-# %% ../../nbs/09_parity.ipynb #c039
 def measure_parity(
     folder,
-    gguf,  # as in `model_hops`
+    gguf,  # as in `model_runtimes`
     examples: list,  # held out from training
     output,  # a folder for parity.json, parity.md and parity.html
     answers: int = None,  # examples to answer, as in `parity`
     names: list = None,
-    trained=None,  # as in `model_hops`
+    trained=None,  # as in `model_runtimes`
     thinking: bool = None,
     context: int = 4096,
-    max_new_tokens: int = 160,  # as in `model_hops`
-    max_differing: int = 0,  # the answers of a hop that may be unexplained, see `breaks`
+    max_new_tokens: int = 160,  # as in `model_runtimes`
+    max_differing: int = 0,  # the answers of a runtime that may be unexplained, see `breaks`
 ) -> dict:  # from `parity`, with "missing" and "max_differing"
-    """The parity of a model at all hops of this machine, as a report and as files.
+    """The parity of a model at all runtimes of this machine, as a report and as files.
 
     What the command `toolcall-ft parity` does.
     """
-    hops, missing = model_hops(folder, gguf, names, trained, thinking, context, max_new_tokens)
+    runtimes, missing = model_runtimes(
+        folder, gguf, names, trained, thinking, context, max_new_tokens
+    )
     tools = list(
         {dump_json(tool): tool for example in examples for tool in example["tools"]}.values()
     )
-    logits = None if "Transformers" in hops else later_logits(folder)
+    logits = None if "Transformers" in runtimes else later_logits(folder)
     tokenizer = load_tokenizer(str(trained or folder))
     report = parity(
-        examples, hops, tokenizer, hard_corpus(tools), answers, thinking, max_new_tokens, logits
+        examples, runtimes, tokenizer, hard_corpus(tools), answers, thinking, max_new_tokens, logits
     )
     report |= {"missing": missing, "max_differing": max_differing}
     for name, text in {

@@ -16,7 +16,7 @@ from ..export.llamacpp import find_llama_cpp
 from .compare import prompt_differences, row_cases
 from .corpus import conversation, hard_corpus
 from toolcall_ft.parity.gguf import (
-    FILE_MENDS,
+    FILE_FIXES,
     NEW_TEMPLATE,
     compare_templates,
     file_findings,
@@ -50,7 +50,7 @@ def other_tokens(server: LlamaServer, tokenizer, text: str) -> bool:
     return server_tokens(server.url, text) != ids
 
 # %% ../../nbs/lib/parity/pair.ipynb #c006
-SERVER_MENDS = {
+SERVER_FIXES = {
     "typed": "Make the template portable (notebook deep/portable_template): the one in the file lets strangers write "
     "control tokens.",
     "arguments": "Make the template portable (notebook deep/portable_template): it then prints numbers of earlier "
@@ -59,8 +59,8 @@ SERVER_MENDS = {
     "server writes them anew, with other keys or numbers.",
 }
 
-PLAIN_MEND = (
-    "Mend what the findings about the file say. If there are none, this server renders otherwise "
+PLAIN_FIX = (
+    "Fix what the findings about the file say. If there are none, this server renders otherwise "
     "than Transformers."
 )
 
@@ -76,7 +76,7 @@ def spelling_findings(server: LlamaServer, tokenizer) -> list:  # findings
             f"llama-server cuts {len(wrong)} of {len(composed)} texts into other tokens, such as "
             f"{wrong[0][:80]!r}"
         )
-        found.append(finding("error", what, FILE_MENDS["the pre-tokenizer"]))
+        found.append(finding("error", what, FILE_FIXES["the pre-tokenizer"]))
     changed = [text for text, same in zip(texts, composed) if text != same and same not in wrong]
     raw = [text for text in changed if other_tokens(server, tokenizer, text)]
     if raw:
@@ -84,8 +84,8 @@ def spelling_findings(server: LlamaServer, tokenizer) -> list:  # findings
             "the folder's tokenizer composes characters (NFC) and llama.cpp does not: "
             f"{raw[0][:80]!r} gives other tokens"
         )
-        mend = "Send text in NFC. Our clients do; in others: unicodedata.normalize('NFC', text)."
-        found.append(finding("info", what, mend))
+        fix = "Send text in NFC. Our clients do; in others: unicodedata.normalize('NFC', text)."
+        found.append(finding("info", what, fix))
     return found
 
 # %% ../../nbs/lib/parity/pair.ipynb #c008
@@ -103,8 +103,8 @@ def difference_finding(
         f"the first is {first['case']!r}: {first['words'][:240]}"
     )
     if plain:
-        return finding("error", what, PLAIN_MEND)
-    return finding("warning", what, SERVER_MENDS[kind])
+        return finding("error", what, PLAIN_FIX)
+    return finding("warning", what, SERVER_FIXES[kind])
 
 # %% ../../nbs/lib/parity/pair.ipynb #c009
 def kind_findings(
@@ -114,7 +114,7 @@ def kind_findings(
 ) -> list:  # findings
     "The differences of a server: one finding if even plain words come out otherwise, else one for each kind of case."
     kinds = dict.fromkeys(difference["kind"] for difference in differences)
-    if kinds.keys() - SERVER_MENDS.keys():
+    if kinds.keys() - SERVER_FIXES.keys():
         return [difference_finding(name, differences, len(cases), True)]
     found = []
     for kind in kinds:
@@ -147,10 +147,10 @@ def loose_findings(server, tokenizer) -> list:  # findings
     "What a server makes of a tool that was not cleaned"
     hello = conversation([("user", "Hello!")], "")
     raw = {"name": "loose", "kind": "loose", "messages": hello, "tools": [LOOSE]}
-    mend = "Send tools through clean_tools (notebook deep/tools), as in training."
+    fix = "Send tools through clean_tools (notebook deep/tools), as in training."
     return [
         finding(
-            "info", f"llama-server rebuilds tools that are not clean: {each['words'][:240]}", mend
+            "info", f"llama-server rebuilds tools that are not clean: {each['words'][:240]}", fix
         )
         for each in asked_differences(server, tokenizer, [raw])
     ]
@@ -169,8 +169,8 @@ def server_findings(gguf, tokenizer, cases: list) -> list:  # findings
             spelt = spelling_findings(server, tokenizer)
     except UserError as error:
         what = f"llama-server does not serve it: {error}"
-        mend = "Convert the folder again, or see the first line of what it says."
-        return [finding("error", what, mend)]
+        fix = "Convert the folder again, or see the first line of what it says."
+        return [finding("error", what, fix)]
     return spelt + kind_findings("llama-server", differences, cases) + loose
 
 # %% ../../nbs/lib/parity/pair.ipynb #c015
@@ -186,8 +186,8 @@ def shown_findings(
         "Ollama knows a template of its own or the Modelfile's for it, beside the file's: "
         f"{taken[:60]!r}"
     )
-    mend = "Leave TEMPLATE out of the Modelfile, so that the GGUF's own is taken."
-    return [finding("info", what, mend)]
+    fix = "Leave TEMPLATE out of the Modelfile, so that the GGUF's own is taken."
+    return [finding("info", what, fix)]
 
 # %% ../../nbs/lib/parity/pair.ipynb #c016
 def ollama_findings(
@@ -206,14 +206,14 @@ def ollama_findings(
             differences = asked_differences(server, tokenizer, cases)
     except UserError as error:
         what = f"Ollama does not serve it: {error}"
-        mend = "Write the Modelfile with write_modelfile (notebook 07), or mend what it names."
-        return [finding("error", what, mend)]
+        fix = "Write the Modelfile with write_modelfile (notebook 07), or fix what it names."
+        return [finding("error", what, fix)]
     found = kind_findings("Ollama", differences, cases) + shown_findings(shown, template)
     if "tools" in shown.get("capabilities", ["tools"]):
         return found
     what = "Ollama: this model does not support tools"
-    mend = "The template that Ollama takes must show the tools: " + NEW_TEMPLATE
-    return [finding("error", what, mend), *found]
+    fix = "The template that Ollama takes must show the tools: " + NEW_TEMPLATE
+    return [finding("error", what, fix), *found]
 
 # %% ../../nbs/lib/parity/pair.ipynb #c018
 def stop_facts(
@@ -322,5 +322,5 @@ def pair_table(
     escape = lambda text: text.replace("<", "&lt;").replace("\n", " ")
     if not findings:
         return "No finding: the file belongs to the folder."
-    rows = [[each["severity"], escape(each["what"]), escape(each["mend"])] for each in findings]
-    return markdown_table(["severity", "what", "how to mend it"], rows, "lll")
+    rows = [[each["severity"], escape(each["what"]), escape(each["fix"])] for each in findings]
+    return markdown_table(["severity", "what", "how to fix it"], rows, "lll")

@@ -22,11 +22,11 @@ def first_case(
 
 # %% ../../nbs/lib/parity/report.ipynb #c005
 def row_breaks(
-    name: str,  # of a hop
+    name: str,  # of a runtime
     row: dict,  # of a report
     allowed: int,  # answers that may be unexplained
 ) -> list:  # of sentences
-    "Where one hop breaks parity"
+    "Where one runtime breaks parity"
     if "failed" in row:
         return [f"{name}: not compared: {row['failed']}"]
     found, wrong = [], row["differences"]
@@ -43,10 +43,10 @@ def row_breaks(
 
 # %% ../../nbs/lib/parity/report.ipynb #c006
 def breaks(
-    report: dict,  # from `parity`; with "max_differing", the answers of a hop that may be unexplained
+    report: dict,  # from `parity`; with "max_differing", the answers of a runtime that may be unexplained
 ) -> list:  # of sentences; empty: parity holds where it was measured
-    "Where a hop breaks parity, or that there was none to compare."
-    if not set(report["hops"]) - {"training row"}:
+    "Where a runtime breaks parity, or that there was none to compare."
+    if not set(report["runtimes"]) - {"training row"}:
         return ["nothing was compared with the training rows"]
     if not report["cases"]:
         return ["no prompt was compared with the training rows"]
@@ -57,7 +57,7 @@ def breaks(
             f"the template itself refuses {len(refused)} requests of the test set, "
             f"{first_case(refused)}"
         )
-    for name, row in report["hops"].items():
+    for name, row in report["runtimes"].items():
         found += row_breaks(name, row, report.get("max_differing", 0))
     return found
 
@@ -78,10 +78,10 @@ def count_verdicts(
 
 # %% ../../nbs/lib/parity/report.ipynb #c008
 def claim(
-    name: str,  # of a hop
+    name: str,  # of a runtime
     row: dict,  # of a report
 ) -> str:  # a sentence
-    "What was shown of one hop"
+    "What was shown of one runtime"
     parts = []
     if "prompts" in row:
         same, of = map(sum, zip(*row["prompts"].values()))
@@ -95,15 +95,15 @@ def claim(
 # %% ../../nbs/lib/parity/report.ipynb #c009
 def claims(
     report: dict,  # from `parity`
-) -> list:  # a sentence for each hop
-    "What was shown of each hop, counted, and no more than that."
-    sentences = [claim(name, row) for name, row in report["hops"].items()]
-    compared = any("calls" in row for row in report["hops"].values())
-    return sentences if compared else [*sentences, "The answers of two hops were not compared."]
+) -> list:  # a sentence for each runtime
+    "What was shown of each runtime, counted, and no more than that."
+    sentences = [claim(name, row) for name, row in report["runtimes"].items()]
+    compared = any("calls" in row for row in report["runtimes"].values())
+    return sentences if compared else [*sentences, "The answers of two runtimes were not compared."]
 
 # %% ../../nbs/lib/parity/report.ipynb #c012
 PARITY_COLUMNS = [
-    "hop",
+    "runtime",
     "prompts: test",
     "prompts: hard corpus",
     "outputs the same",
@@ -134,8 +134,8 @@ def parity_cells(
 # %% ../../nbs/lib/parity/report.ipynb #c013
 ANSWER_COLUMNS = [
     "request",
-    "hop",
-    "first hop's answer",
+    "runtime",
+    "first runtime's answer",
     "its answer",
     "they part at",
     "margin",
@@ -145,7 +145,7 @@ ANSWER_COLUMNS = [
 
 def answer_cells(
     name: str,
-    found: dict,  # a hop, and one of its differing answers
+    found: dict,  # a runtime, and one of its differing answers
 ) -> list:  # of texts
     "One line of the table of answers."
     margin = "not measured" if found["margin"] is None else f"{found['margin']:.3f}"
@@ -160,12 +160,12 @@ def escape_cell(
     return text.replace("|", r"\|").replace("<", "&lt;").replace("\n", " ")
 
 # %% ../../nbs/lib/parity/report.ipynb #c015
-def hop_notes(
+def runtime_notes(
     report: dict,  # from `parity`
 ) -> list:  # of lines
-    "The first other prompt of each hop in words, why a hop was not compared, and what was refused"
+    "The first other prompt of each runtime in words, why a runtime was not compared, and what was refused"
     lines = []
-    for name, row in report["hops"].items():
+    for name, row in report["runtimes"].items():
         name = escape_cell(name)
         if "failed" in row:
             lines.append(f"- **{name}** was not compared: {escape_cell(row['failed'])}")
@@ -190,13 +190,13 @@ def escaped_table(
 def parity_table(
     report: dict,  # from `parity`
 ) -> str:  # markdown
-    "The hops side by side, below the first other prompt of each in words, and every answer that differs."
-    rows = [parity_cells(name, row) for name, row in report["hops"].items()]
+    "The runtimes side by side, below the first other prompt of each in words, and every answer that differs."
+    rows = [parity_cells(name, row) for name, row in report["runtimes"].items()]
     table = escaped_table(PARITY_COLUMNS, rows, "l" + "r" * (len(PARITY_COLUMNS) - 1))
-    lines = [table, "", *hop_notes(report)]
+    lines = [table, "", *runtime_notes(report)]
     answers = [
         answer_cells(name, found)
-        for name, row in report["hops"].items()
+        for name, row in report["runtimes"].items()
         for found in row.get("differing", [])
     ]
     if answers:
@@ -219,9 +219,10 @@ def difference_html(
 
 # %% ../../nbs/lib/parity/report.ipynb #c021
 LEGEND = (
-    "In the token diffs: = in both; - only in the trained prompt, or in the first hop's answer; "
-    f"+ only in this hop's. A near tie is an answer that parts where the margin is below {NEAR_TIE} logits; "
-    "held to schema: the first hop's call does not fit its tool's schema, and this hop's does."
+    "In the token diffs: = in both; - only in the trained prompt, or in the first runtime's answer; "
+    f"+ only in this runtime's. A near tie is an answer that parts where the margin is below {NEAR_TIE} logits; "
+    "held to schema: the first runtime's call does not fit its tool's schema, and this runtime's does; "
+    "unreadable at both: no call could be read at either."
 )
 
 # %% ../../nbs/lib/parity/report.ipynb #c023
@@ -240,11 +241,11 @@ def parity_html(
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8">',
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>",
         f"<h1>{html.escape(title)}</h1><table>{cells(PARITY_COLUMNS, 'th')}",
-        *(cells(parity_cells(name, row)) for name, row in report["hops"].items()),
+        *(cells(parity_cells(name, row)) for name, row in report["runtimes"].items()),
         f"</table><h2>What was shown</h2>{items(claims(report))}",
         f"<h2>What breaks parity</h2>{items(breaks(report) or ['Nothing.'])}<p>{LEGEND}</p>",
     ]
-    for name, row in report["hops"].items():
+    for name, row in report["runtimes"].items():
         differences = map(difference_html, [*row.get("differences", []), *row.get("differing", [])])
         page += [f"<h2>{html.escape(name)}</h2>{html.escape(row.get('failed', ''))}"]
         page += ["".join(differences) or "<p>No difference.</p>"]

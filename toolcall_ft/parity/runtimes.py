@@ -6,6 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/lib/parity/runtimes.ipynb #c002
+from functools import lru_cache
+
+from ..base.errors import UserError
 from ..generate.answers import transformers_predictor
 from ..generate.model import load_model
 from ..template.habits import tidy_message
@@ -30,7 +33,7 @@ class TrainingRow:
         return row["input_ids"][:first]
 
 # %% ../../nbs/lib/parity/runtimes.ipynb #c008
-class TransformersHop:
+class TransformersRuntime:
     "A model folder in Transformers; answers come one by one, so that its seconds can be compared with a server's."
 
     def __init__(self, folder, max_new_tokens: int = 160):  # with the model and its tokenizer
@@ -53,3 +56,18 @@ class TransformersHop:
         inputs = torch.tensor([ids], device=model.device)
         with torch.inference_mode():
             return model(input_ids=inputs, logits_to_keep=1).logits[0, -1].tolist()
+
+# %% ../../nbs/lib/parity/runtimes.ipynb #c009
+def later_logits(
+    folder,  # a model folder
+) -> callable:  # token ids -> logits, or None where the model cannot be loaded
+    "`TransformersRuntime.next_logits` of a model that is loaded when it is first asked."
+
+    @lru_cache
+    def load():
+        try:
+            return TransformersRuntime(folder)
+        except (UserError, ImportError):
+            return None
+
+    return lambda ids: load() and load().next_logits(ids)

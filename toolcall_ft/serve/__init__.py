@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "modelfile": ["write_modelfile"],
         "ollama": ["OllamaServer", "create_model", "ollama_prompt", "ollama_tokens"],
         "ollama_build": ["build_ollama", "find_ollama"],
-        "vllm": ["VllmServer", "find_vllm"],
+        "vllm": ["VllmServer"],
+        "vllm_install": ["find_vllm"],
     },
 )

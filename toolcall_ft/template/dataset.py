@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from .learn import encode_texts, template_facts
-from .rows import TOO_LONG, training_texts, wanted_turns
+from .rows import TOO_LONG
+from .spans import training_texts, wanted_turns
 
 # %% ../../nbs/lib/template/dataset.ipynb #c005
 def left_over(

@@ -6,9 +6,10 @@
 __all__ = ['encode_prompt', 'encode_rows', 'encode_example']
 
 # %% ../../nbs/02_template_debug.ipynb #c002
-from ..base.errors import UserError, nearest
-from .habits import render, scan_turns, template_habits
-from .learn import defined_turns, encode_texts, template_facts, turn_texts
+from ..base.errors import UserError
+from .habits import render
+from .learn import encode_texts, template_facts
+from .spans import training_texts
 
 # %% ../../nbs/02_template_debug.ipynb #c023
 def encode_prompt(
@@ -22,109 +23,7 @@ def encode_prompt(
         "input_ids"
     ]
 
-# %% ../../nbs/02_template_debug.ipynb #c024
-TRAIN_ON = ("assistant", "last", "calls")
-
-
-def wanted_turns(
-    example: dict,  # {"messages", "tools"}
-    train_on: str = "assistant",  # one of `TRAIN_ON`
-) -> list:  # (place of the message, is it learnt?) for each assistant turn
-    "Which assistant turns are learnt; `UserError` for an unknown `train_on`"
-    if train_on not in TRAIN_ON:
-        raise UserError(
-            f"train_on: {train_on!r} is not one of {', '.join(TRAIN_ON)}.{nearest(train_on, TRAIN_ON)}"
-        )
-    turns = [
-        (place, message)
-        for place, message in enumerate(example["messages"])
-        if message["role"] == "assistant"
-    ]
-    chosen = {
-        "assistant": lambda place, message: True,
-        "last": lambda place, message: place == turns[-1][0],
-        "calls": lambda place, message: bool(message.get("tool_calls")),
-    }[train_on]
-    return [(place, chosen(place, message)) for place, message in turns]
-
 # %% ../../nbs/02_template_debug.ipynb #c028
-def turn_alone(
-    example: dict,  # {"messages", "tools"}
-    place: int,  # of an assistant's message
-    tokenizer,  # with a chat template
-    thinking: bool = None,  # as in `render`
-    habits: dict = None,  # as in `render`
-) -> tuple:  # (text, [span])
-    "The conversation up to a turn, where that turn is learnt; `UserError` when the prompt is no beginning of it"
-    habits = habits or template_habits(tokenizer, thinking)
-    prompt, until = turn_texts(example, place, tokenizer, thinking, habits)
-    if until.startswith(prompt) and until.rstrip().endswith(tuple(habits["apart"]["controls"])):
-        return until, [(len(prompt), len(until))]
-    raise UserError(
-        f"messages[{place}]: its prompt ends in {prompt[-40:]!r}, and the template does not go on "
-        "from there to this turn, or does not end it. With thinking off a turn must have no "
-        "reasoning, with thinking on some templates need it (reasoning_content, or "
-        "<think>…</think> in the content)"
-    )
-
-# %% ../../nbs/02_template_debug.ipynb #c029
-def refuse_lost_tools(
-    example: dict,  # {"messages", "tools"}
-    tokenizer,  # with a chat template
-    facts: dict,  # from `template_facts`
-) -> None:
-    "Raise `UserError` if the template would leave out the tools or the calls of a conversation"
-    calls = any(message.get("tool_calls") for message in example["messages"])
-    if not facts["tools"] and (example.get("tools") or calls):
-        raise UserError(
-            f"{tokenizer.name_or_path}: this chat template leaves out tools or tool calls, so "
-            "there is nothing to learn them from; use a model made for tools"
-        )
-
-# %% ../../nbs/02_template_debug.ipynb #c030
-def turn_spans(
-    example: dict,  # {"messages", "tools"}
-    text: str,  # the whole of it, rendered
-    tokenizer,  # with a chat template
-    thinking: bool,  # as in `render`
-    facts: dict,  # from `template_facts`
-) -> list:  # (start, stop) of each assistant turn; None as from `defined_turns`
-    "The assistant's turns in a rendered conversation, by the quick way where it is safe"
-    if facts["regular"]:
-        return scan_turns(text, facts["opener"], facts["closer"])
-    return defined_turns(example, text, tokenizer, thinking, habits=facts["habits"])
-
-# %% ../../nbs/02_template_debug.ipynb #c031
-def training_texts(
-    example: dict,  # {"messages", "tools"}
-    tokenizer,  # with a chat template
-    train_on: str = "assistant",  # one of `TRAIN_ON`
-    thinking: bool = None,  # as in `render`
-    facts: dict = None,  # from `template_facts`, where they are known
-) -> list:  # (text, spans to learn): the whole, then the turns that it writes otherwise
-    """What is to be encoded for one example.
-
-    `UserError` for a conversation that the template cannot show as it was asked.
-    """
-    facts = facts or template_facts(tokenizer, thinking)
-    habits = facts["habits"]
-    text = render(example, tokenizer, thinking=thinking, habits=habits)
-    turns = wanted_turns(example, train_on)
-    refuse_lost_tools(example, tokenizer, facts)
-    spans = turn_spans(example, text, tokenizer, thinking, facts=facts)
-    if len(spans) != len(turns):
-        raise UserError(
-            f"the chat template wrote {len(spans)} assistant turns where the example has {len(turns)}"
-        )
-    learnt, alone = [], []
-    for (place, wanted), span in zip(turns, spans):
-        if wanted and span:
-            learnt.append(span)
-        elif wanted:
-            alone.append(turn_alone(example, place, tokenizer, thinking, habits=habits))
-    return [(text, learnt), *alone]
-
-# %% ../../nbs/02_template_debug.ipynb #c033
 def encode_rows(
     examples: list,  # of {"messages", "tools"}
     tokenizer,  # with a chat template
@@ -140,10 +39,10 @@ def encode_rows(
         spans.append(learnt)
     return encode_texts(texts, facts, spans)
 
-# %% ../../nbs/02_template_debug.ipynb #c034
+# %% ../../nbs/02_template_debug.ipynb #c029
 TOO_LONG = "the row has {} tokens, more than max_length {}; raise train.max_length, or shorten the tools' descriptions"
 
-# %% ../../nbs/02_template_debug.ipynb #c035
+# %% ../../nbs/02_template_debug.ipynb #c030
 def encode_example(
     example: dict,  # {"messages", "tools"}
     tokenizer,  # with a chat template

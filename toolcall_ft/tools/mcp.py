@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from functools import partial
 from pathlib import Path
 
-from ..base.errors import UserError
+from ..base.errors import UserError, install_command
 from ..base.files import read_json
 from ..base.jsontext import dump_json, parse_json
 from .clean import clean_tools
@@ -207,7 +207,7 @@ def mcp_trouble(
     while getattr(error, "exceptions", None):
         error = error.exceptions[0]
     if isinstance(error, ImportError):
-        return UserError("MCP servers need the official SDK: pip install 'toolcall-ft[mcp]'.")
+        return UserError(f"MCP servers need the official SDK: {install_command('mcp')}")
     log.seek(0)
     printed = log.read().decode(errors="replace").strip().split("\n")[-1][:200]
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

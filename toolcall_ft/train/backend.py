@@ -12,7 +12,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..base.errors import UserError
+from ..base.errors import UserError, install_command
 from ..template.models import from_hub, load_weights, model_path
 
 # %% ../../nbs/lib/train/backend.ipynb #c004
@@ -34,7 +34,7 @@ def start_backend(
         if backend == "unsloth":
             raise UserError(
                 f"train.backend: unsloth cannot start ({error}); "
-                "pip install 'toolcall-ft[unsloth]', or set train.backend to peft"
+                f"{install_command('unsloth')}, or set train.backend to peft"
             ) from error
         print(f"Unsloth is installed and cannot start ({error}); training with PEFT")
         return "peft"

@@ -7,29 +7,15 @@ __all__ = ['train_lora']
 
 # %% ../../nbs/03_unsloth_lora.ipynb #c002
 import hashlib
-import shutil
 from pathlib import Path
 
 from ..base.errors import UserError
-from ..base.files import replace_folder
 from ..base.jsontext import dump_json
 from ..template.dataset import encode_dataset
 from ..template.models import load_tokenizer
-from toolcall_ft.train.backend import (
-    LINEAR_LAYERS,
-    compute_type,
-    load_peft,
-    load_unsloth,
-    machine_name,
-    start_backend,
-)
-from toolcall_ft.train.trainer import (
-    curve_points,
-    draw_curves,
-    last_checkpoint,
-    make_trainer,
-    trainer_settings,
-)
+from .backend import LINEAR_LAYERS, load_peft, load_unsloth, start_backend
+from .results import keep_results, training_report
+from .trainer import last_checkpoint, make_trainer, trainer_settings
 
 # %% ../../nbs/03_unsloth_lora.ipynb #c025
 def encode_splits(
@@ -57,33 +43,6 @@ def encode_splits(
     )
 
 # %% ../../nbs/03_unsloth_lora.ipynb #c027
-def training_report(
-    trainer,  # after training
-    backend: str,  # that trained
-    tokens: int,  # in one epoch
-    left_out: int,  # rows that could not be used
-) -> dict:  # what is worth keeping of a training
-    "Losses before and after, speed and size of a finished training"
-    points = curve_points(trainer.state.log_history)
-    validation = [point["validation_loss"] for point in points if "validation_loss" in point]
-    run = next(entry for entry in reversed(trainer.state.log_history) if "train_runtime" in entry)
-    trained, every = trainer.model.get_nb_trainable_parameters()
-    return {
-        "backend": backend,
-        "steps": trainer.state.global_step,
-        "seconds": round(run["train_runtime"], 1),
-        "loss": run["train_loss"],
-        "validation_loss_before": validation[0] if validation else None,
-        "validation_loss": validation[-1] if validation else None,
-        "tokens_per_epoch": tokens,
-        "left_out": left_out,
-        "trained_weights": trained,
-        "all_weights": every,
-        "compute_type": compute_type(),
-        "machine": machine_name(),
-    }
-
-# %% ../../nbs/03_unsloth_lora.ipynb #c028
 FINGERPRINT_OPTIONS = (
     "backend epochs batch_size gradient_accumulation learning_rate warmup_ratio "
     "lora_rank lora_alpha lora_targets lora_dropout weight_decay max_grad_norm scheduler "
@@ -103,7 +62,7 @@ def training_fingerprint(
     values = [str(options["model"]), *(options[name] for name in FINGERPRINT_OPTIONS)]
     return hashlib.sha256(dump_json([values, train["input_ids"][:]]).encode()).hexdigest()
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c029
+# %% ../../nbs/03_unsloth_lora.ipynb #c028
 def new_adapter(
     options: dict,  # the arguments of `train_lora`
     backend: str,  # unsloth or peft
@@ -121,7 +80,7 @@ def new_adapter(
         seed=options["seed"],
     )
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c030
+# %% ../../nbs/03_unsloth_lora.ipynb #c029
 def run_trainer(
     options: dict,  # the arguments of `train_lora`
     backend: str,  # unsloth or peft
@@ -143,30 +102,7 @@ def run_trainer(
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
-# %% ../../nbs/03_unsloth_lora.ipynb #c031
-def save_adapter(
-    model,  # a trained PEFT model
-    tokenizer,  # to lay beside it
-    folder,  # is replaced in one move
-) -> str:  # the folder
-    "Write adapter and tokenizer; the folder appears complete or not at all"
-    with replace_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    return str(folder)
-
-# %% ../../nbs/03_unsloth_lora.ipynb #c032
-def keep_results(
-    trainer,  # after training
-    tokenizer,  # of the model
-    output: Path,  # the folder of the run
-) -> None:
-    "Curves and adapter stay; the checkpoints go, since nothing is left to go on with"
-    draw_curves(curve_points(trainer.state.log_history), output / "curves.png")
-    save_adapter(trainer.model, tokenizer, output / "adapter")
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
-
-# %% ../../nbs/03_unsloth_lora.ipynb #c033
+# %% ../../nbs/03_unsloth_lora.ipynb #c030
 def train_lora(
     train_rows: list,  # examples
     validation_rows: list,  # examples, may be empty

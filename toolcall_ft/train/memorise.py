@@ -11,7 +11,7 @@ from ..template.rows import encode_prompt
 from .trainer import turn_end
 
 # %% ../../nbs/lib/train/memorise.ipynb #c004
-def heart_batch(
+def memorise_batch(
     rows: list,  # of (token ids of a prompt, token ids of an answer)
     padding: int,  # the padding token
 ) -> tuple:  # (token ids, labels): the prompt is not learnt
@@ -54,7 +54,7 @@ def memorise_answers(
         )
         for request, text in answers
     ]
-    ids, labels = heart_batch(rows, tokenizer.pad_token_id)
+    ids, labels = memorise_batch(rows, tokenizer.pad_token_id)
     learnt = labels[:, 1:] != -100  # only there is the vocabulary asked: it may be large
     wanted = labels[:, 1:][learnt]
     optimizer = torch.optim.AdamW(learner.parameters(), 1e-3)

@@ -36,4 +36,4 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def repository() -> Path:
     "The root of the working tree."
-    return Path(__file__).resolve().parents[1]
+    return Path(__file__).resolve().parent
