@@ -536,7 +536,7 @@ def test_an_predictor_asks_as_the_rows_were_encoded(tokenizer, monkeypatch, thin
     )
     asked, question = [], [{"role": "user", "content": "ping?"}]
     monkeypatch.setattr(
-        "toolcall_ft.generate.batch.generate_batch",
+        "toolcall_ft.generate.answers.generate_batch",
         lambda model, tokenizer, prompts, *rest: (
             asked.extend(prompts) or [[tokenizer.eos_token_id]] * len(prompts)
         ),
