@@ -444,6 +444,20 @@ def test_a_call_that_a_grammar_would_not_admit_is_said(tokenizer):
     assert claims(report)[1].endswith("calls 0 of 2; 2 held to schema.") and breaks(report) == []
 
 
+def test_two_answers_that_cannot_be_read_have_no_call_that_differs(tokenizer):
+    broken = lambda text: {
+        **said(),
+        "content": "",
+        "calls": [],
+        "errors": [f"not readable: {text}"],
+    }
+    runtimes = {name: Script(tokenizer, [broken(name)]) for name in ("one", "two")}
+    report = parity(EXAMPLES[:1], runtimes, tokenizer, [])
+    (found,) = report["runtimes"]["two"]["differing"]
+    assert found["verdict"] == "unreadable at both" and breaks(report) == []
+    assert claims(report)[1].endswith("1 unreadable at both.")
+
+
 def test_half_a_character_has_no_tokens_that_could_be_compared(tokenizer):
     (found,) = differing(
         tokenizer, [said("Os\ufffd")], [said("Oslo")], lambda ids: [0.0] * len(tokenizer)
