@@ -201,7 +201,7 @@ def pair_parity(
     ),
 )
 def parity_command(arguments):
-    "Is what is served what was trained? Every prompt and every answer that differs, at every runtime; exit code 1 if not"
+    "Is what is served what was trained? Every prompt and answer that differs, at every runtime; exit code 1 if not"
     if arguments.gguf or arguments.hf or arguments.modelfile:
         return pair_parity(arguments)
     return run_parity(read_settings(arguments), arguments)
