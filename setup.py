@@ -9,6 +9,8 @@ parser.read("settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 extras = {key.removesuffix("_requirements"): value.split()
           for key, value in settings.items() if key.endswith("_requirements")}
+COURSE = ["train", "constrain", "export", "serve", "mcp"]  # what the lessons need beside a notebook server
+extras["lessons"] = sorted({"ipywidgets", *(requirement for name in COURSE for requirement in extras[name])})
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
 
 setup(
@@ -23,7 +25,7 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["toolcall_ft", "toolcall_ft.*"]),
-    package_data={"toolcall_ft": ["config.yaml", "sample/*", "synthesise.yaml", "viewer.html", "hermes.gotmpl", "tiny_data/*", "tiny_qwen2/*"]},
+    package_data={"toolcall_ft": ["config.yaml", "course/*", "course/adapter/*", "sample/*", "synthesise.yaml", "viewer.html", "hermes.gotmpl", "tiny_data/*", "tiny_qwen2/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

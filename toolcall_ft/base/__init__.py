@@ -8,5 +8,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "errors": ["UserError"],
         "files": ["read_json", "read_jsonl", "read_text", "write_jsonl", "write_text"],
         "jsontext": ["dump_json", "parse_json"],
+        "setup": ["set_up"],
     },
 )
