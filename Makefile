@@ -7,7 +7,7 @@ STAMP = .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY = 1
 export UNSLOTH_DISABLE_STATISTICS = 1
 
-.PHONY: setup demo test browser ollama vllm check readme figures bench docs constraints
+.PHONY: setup demo test test-pythons browser ollama vllm check readme figures bench docs constraints
 
 setup: $(STAMP)
 	@$(BIN)/toolcall-ft llama-cpp
@@ -21,8 +21,13 @@ $(STAMP): settings.ini setup.py constraints.txt
 demo: setup
 	$(BIN)/toolcall-ft run --config examples/config.yaml
 
+# the lessons run in tests/test_course.py, each alone in an empty folder against the wheel, the quickstart also in a clean Python 3.12; all other notebooks run where they are
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 nbs tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 nbs/lib nbs/deep nbs/glossary.ipynb nbs/index.ipynb tests
+
+# the package and the light tests on every Python that is here: 3.11, 3.12, 3.13
+test-pythons:
+	$(BIN)/python tests/pythons.py
 
 # a Chromium for the tests of the viewer, where there is none yet
 browser:

@@ -25,7 +25,7 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["toolcall_ft", "toolcall_ft.*"]),
-    package_data={"toolcall_ft": ["config.yaml", "course/*", "course/adapter/*", "sample/*", "synthesise.yaml", "viewer.html", "hermes.gotmpl", "tiny_data/*", "tiny_qwen2/*"]},
+    package_data={"toolcall_ft": ["config.yaml", "course/*", "course/adapter/*", "course/pictures/*", "sample/*", "synthesise.yaml", "viewer.html", "hermes.gotmpl", "tiny_data/*", "tiny_qwen2/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

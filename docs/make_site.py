@@ -4,6 +4,7 @@ python docs/make_site.py [OUTPUT]          # _docs, if no other folder is named
 """
 
 import importlib
+import json
 import re
 import shutil
 import sys
@@ -11,18 +12,24 @@ from os.path import relpath
 from pathlib import Path
 
 import nbformat
+from jupyter_core.paths import jupyter_path
 from nbconvert import HTMLExporter
 from nbdev.showdoc import BasicMarkdownRenderer
 from nbformat.v4 import new_markdown_cell, new_notebook
 from traitlets.config import Config
 
+from toolcall_ft.base.errors import REPOSITORY
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = "base tools data template config train generate evaluate export serve parity tiny cli.main".split()
-STYLE = """<style>
-nav.site { font: 15px/1.6 system-ui, sans-serif; margin: 1em auto; max-width: 60em; padding: 0 1em; }
-nav.site summary { cursor: pointer; font-weight: 600; }
-nav.site a { margin-right: 1em; white-space: nowrap; }
-</style>"""
+ASSETS = ROOT / "docs" / "assets"
+TITLES = {
+    "course": "Course",
+    "zh": "课程（中文）",
+    "deep": "Optional reading",
+    "lib": "Sources of the library",
+    "api": "Reference",
+}
 
 
 def api_notebook(folder: str) -> nbformat.NotebookNode:
@@ -50,25 +57,47 @@ def site_notebooks() -> dict:  # path of the page without its ending -> notebook
 
 
 def navigation(places: list, here: str) -> str:
-    "Links to all pages, a group a shelf."
-    groups = {"course": [], "deep": [], "lib": [], "api": []}
+    "The search box, and links to all pages, a group a shelf."
+    groups = {shelf: [] for shelf in TITLES}
     for place in places:
         shelf = place.partition("/")[0] if "/" in place else "course"
         link = relpath(f"{place}.html", Path(here).parent)
         name = place.removeprefix(f"{shelf}/")
         groups[shelf].append(f'<a href="{link}">{name}</a>')
-    titles = {
-        "course": "Course",
-        "deep": "Optional reading",
-        "lib": "Sources of the library",
-        "api": "Reference",
-    }
-    open_ones = {"course", here.partition("/")[0]}
+    open_one = here.partition("/")[0] if "/" in here else "course"
     blocks = [
-        f"<details{' open' if shelf in open_ones else ''}><summary>{titles[shelf]}</summary>{' '.join(links)}</details>"
+        f"<details{' open' if shelf == open_one else ''}><summary>{TITLES[shelf]}</summary>{' '.join(links)}</details>"
         for shelf, links in groups.items()
     ]
-    return f'{STYLE}<nav class="site">{"".join(blocks)}</nav>'
+    root = relpath(".", Path(here).parent)
+    box = f'<input id="search" type="search" placeholder="Search · 搜索" data-root="{root}"><ul id="found"></ul>'
+    return f'<nav class="site">{box}{"".join(blocks)}</nav>'
+
+
+def dark_theme() -> str:
+    "The colours of nbconvert's own dark theme, for readers whose system is dark."
+    places = [Path(folder) / "nbconvert/templates/lab/static" for folder in jupyter_path()]
+    text = next(place / "theme-dark.css" for place in places if place.exists()).read_text()
+    return f"@media (prefers-color-scheme: dark) {{\n{text}\n}}\n"
+
+
+def search_entry(place: str, notebook) -> dict:
+    "What the search looks at: the title, and the words of all text cells."
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", "\n".join(texts))
+    title = re.search(r"^# (.+)", text, re.MULTILINE)
+    return {"page": f"{place}.html", "title": title[1] if title else place, "text": text}
+
+
+def broken_links(output: Path) -> list:  # of texts
+    "Links between pages that lead nowhere."
+    found = []
+    for path in sorted(output.rglob("*.html")):
+        for link in re.findall(r'href="([^"#:?]+)(?:#[^"]*)?"', path.read_text(encoding="utf-8")):
+            target = (path.parent / link).resolve()
+            if not target.is_relative_to(output.resolve()) or not target.exists():
+                found.append(f"{path.relative_to(output)}: {link}")
+    return found
 
 
 def mark_hidden(notebook) -> None:
@@ -87,6 +116,10 @@ def page(notebook, places: list, here: str) -> str:
     exporter = HTMLExporter(template_name="lab", config=Config(TagRemovePreprocessor=hidden))
     html, _ = exporter.from_notebook_node(notebook)
     html = re.sub(r'(href="(?!https?:)[^"#]*)\.ipynb', r"\1.html", html)
+    html = re.sub(r'href="(?:\.\./)+([\w./-]+\.md)"', rf'href="{REPOSITORY}/blob/main/\1"', html)
+    root = relpath(".", Path(here).parent)
+    head = f'<link rel="stylesheet" href="{root}/site.css"><script defer src="{root}/search.js"></script></head>'
+    html = html.replace("</head>", head, 1)
     body = re.search(r"<body[^>]*>", html)
     return html[: body.end()] + navigation(places, here) + html[body.end() :]
 
@@ -99,8 +132,15 @@ def main() -> int:
         path = output / f"{place}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page(notebook, list(notebooks), place), encoding="utf-8")
-    print(f"{len(notebooks)} pages in {output}")
-    return 0
+    shutil.copy(ASSETS / "search.js", output)
+    style = dark_theme() + (ASSETS / "site.css").read_text(encoding="utf-8")
+    (output / "site.css").write_text(style, encoding="utf-8")
+    entries = [search_entry(place, notebook) for place, notebook in notebooks.items()]
+    text = json.dumps(entries, ensure_ascii=False)
+    (output / "search.json").write_text(text, encoding="utf-8")
+    broken = broken_links(output)
+    print(*broken, f"{len(notebooks)} pages in {output}, {len(broken)} broken links", sep="\n")
+    return int(bool(broken))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from toolcall_ft.evaluate.report import (
     tool_table,
 )
 from toolcall_ft.evaluate.results import evaluate, to_requests, wilson_interval
-from toolcall_ft.evaluate.score import same_value, score_answer
-from toolcall_ft.generate.answers import CUT_OFF
+from toolcall_ft.evaluate.score import score_answer
+from toolcall_ft.evaluate.match import same_value
+from toolcall_ft.generate.reading import CUT_OFF
 
 TOOLS = [
     {

@@ -637,7 +637,7 @@ def test_a_full_disk_while_converting(tmp_path):
 def test_a_full_disk_while_quantising_leaves_the_older_file(tmp_path, exported):
     (tmp_path / "model-Q8_0.gguf").write_bytes(b"older")
     code = f"""from pathlib import Path
-from toolcall_ft.export.gguf import write_format
+from toolcall_ft.export.quantize import write_format
 from toolcall_ft.export.llamacpp import find_llama_cpp
 write_format(Path({str(exported["F16"])!r}), {str(TINY)!r}, Path({str(tmp_path)!r})/"model-Q8_0.gguf", "Q8_0", find_llama_cpp())"""
     ended = run_limited(code, 1_000_000)

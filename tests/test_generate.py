@@ -13,7 +13,8 @@ import trl
 
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.jsontext import dump_json
-from toolcall_ft.generate.answers import CUT_OFF, generate_answers, transformers_predictor
+from toolcall_ft.generate.answers import generate_answers, transformers_predictor
+from toolcall_ft.generate.reading import CUT_OFF
 from toolcall_ft.generate.engines import (
     choose_engine,
     compile_grammar,

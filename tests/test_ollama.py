@@ -24,7 +24,8 @@ from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp
 from toolcall_ft.serve.client import openai_client, wire_messages
 from toolcall_ft.serve.llama import SLEEPING
-from toolcall_ft.serve.modelfile import QWEN_SYSTEM, go_template, write_modelfile
+from toolcall_ft.serve.modelfile import write_modelfile
+from toolcall_ft.serve.gotemplate import QWEN_SYSTEM, go_template
 from toolcall_ft.serve.ollama import OllamaServer, is_modelfile, ollama_prompt
 from toolcall_ft.serve.ollama_build import (
     OLLAMA_VERSION,

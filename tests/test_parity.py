@@ -18,7 +18,7 @@ from toolcall_ft.cli.main import main
 from toolcall_ft.export.convert import convert_gguf, read_gguf
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
-from toolcall_ft.generate.answers import read_answer
+from toolcall_ft.generate.reading import read_answer
 from toolcall_ft.parity.compare import (
     NEAR_TIE,
     answer_ids,

@@ -1,6 +1,8 @@
 "LoRA training and merging on the embedded model: exact loss, curves, resuming, atomic folders, equal logits."
 
+import gc
 import importlib.util
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,20 @@ from toolcall_ft.base.files import read_jsonl
 from toolcall_ft.template.dataset import encode_dataset
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example, encode_prompt, encode_rows
-from toolcall_ft.train.backend import load_peft, start_backend
-from toolcall_ft.train.lora import encode_splits, train_lora
+from toolcall_ft.train import merge
+from toolcall_ft.train.backend import compute_type, load_peft, start_backend
+from toolcall_ft.train.lora import train_lora
+from toolcall_ft.train.run import encode_splits
 from toolcall_ft.train.results import save_adapter
 from toolcall_ft.train.merge import load_adapted, merge_adapter, probe_logits
 from toolcall_ft.train.prefix import PrefixSampler, prefix_groups, shared_prefix, trained_loss
-from toolcall_ft.train.trainer import curve_points, last_checkpoint, progress, trainer_settings
+from toolcall_ft.train.trainer import (
+    curve_points,
+    last_checkpoint,
+    machine_settings,
+    progress,
+    trainer_settings,
+)
 
 tokenizer = load_tokenizer("tiny-qwen2")
 END = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -132,7 +142,7 @@ def test_rows_begin_with_the_prompt_that_is_asked(thinker, thinking):
 def test_training_takes_thinking(thinker, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "toolcall_ft.train.lora.encode_dataset",
+        "toolcall_ft.train.run.encode_dataset",
         lambda *arguments: seen.append(arguments[4]) or encode_dataset(*arguments),
     )
     train_lora(
@@ -411,3 +421,31 @@ def test_the_defaults_of_training_are_those_of_the_configuration():
     parameters = inspect.signature(train_lora).parameters
     for key, value in read_config()["train"].items():
         assert parameters[key].default == value, key
+
+
+def test_a_t4_is_asked_for_native_bfloat16_and_trains_in_float16(monkeypatch):
+    "PyTorch says that a T4 does bfloat16, unless it is asked without emulation, which is slow."
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert compute_type() == "float16"
+    settings = machine_settings()
+    assert settings["fp16"] and not settings["bf16"] and settings["gradient_checkpointing"]
+
+
+def test_a_merge_holds_one_model_at_a_time(run, tmp_path, monkeypatch):
+    "The adapted model is gone before the written one is loaded."
+    alive, load = [], merge.load_weights
+
+    def watched(*arguments, **options):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in models))
+        model = load(*arguments, **options)
+        models.append(weakref.ref(model))
+        return model
+
+    models = []
+    monkeypatch.setattr(merge, "load_weights", watched)
+    merge.merge_adapter("tiny-qwen2", run[0] / "adapter", tmp_path / "merged", probe=ROWS[:1])
+    assert alive == [0, 0]

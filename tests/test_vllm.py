@@ -20,7 +20,8 @@ from toolcall_ft.generate.model import load_model
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus
 from toolcall_ft.serve.client import openai_client, wire_messages
-from toolcall_ft.serve.vllm import VllmServer, check_model, vllm_command
+from toolcall_ft.serve.vllm import VllmServer
+from toolcall_ft.serve.vllm_command import check_model, vllm_command
 from toolcall_ft.serve.vllm_install import find_vllm
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.portable import make_portable

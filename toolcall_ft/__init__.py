@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "template.look": ["show_tokens"],
         "template.models": ["load_tokenizer"],
         "template.rows": ["encode_example", "encode_prompt"],
-        "tiny.course": ["course_config", "course_model", "course_splits"],
+        "tiny.course": ["course_config", "course_model", "course_picture", "course_splits"],
         "tools.check": ["check_call"],
         "tools.clean": ["clean_tools"],
         "tools.formats": ["parse_calls"],

@@ -24,7 +24,7 @@ EXTRA_OF = {
     "accelerate": "train",
     "safetensors": "train",
     "matplotlib": "train",
-    "unsloth": "unsloth",
+    "unsloth": "gpu",
     "transformers_cfg": "constrain",
     "xgrammar": "constrain",
     "gguf": "export",

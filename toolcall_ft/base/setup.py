@@ -6,6 +6,7 @@
 __all__ = ['set_up']
 
 # %% ../../nbs/lib/base/setup.ipynb #c002
+import logging
 import os
 import shutil
 import subprocess
@@ -94,6 +95,8 @@ def set_up() -> None:
     With a CUDA device the extra `gpu` too (Unsloth, bitsandbytes). An installed torch is kept.
     Raises `UserError` if pip fails, or if the runtime must be restarted before going on.
     """
+    for name in ("torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # of kernels that no lesson uses
     for name, value in autodl_settings().items():
         os.environ.setdefault(name, value)
     missing = missing_requirements(

@@ -127,7 +127,7 @@ STAGE_PACKAGES = [  # (what for, packages of which one is enough, the extra that
     ("data on disk", ["datasets"], ""),
     ("template", ["transformers"], ""),
     ("train: LoRA", ["peft"], "[train]"),
-    ("train: faster LoRA (optional)", ["unsloth"], "[unsloth]"),
+    ("train: faster LoRA (optional)", ["unsloth"], "[gpu]"),
     ("train: trainer", ["trl"], "[train]"),
     ("generate: model", ["torch"], "[train]"),
     ("generate: grammar", ["xgrammar", "transformers_cfg"], "[constrain]"),

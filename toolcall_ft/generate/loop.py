@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['run_calls', 'chat_with_tools']
 
-# %% ../../nbs/10_tool_loop.ipynb #c002
+# %% ../../nbs/10_tool_loop.ipynb #c011
 from ..base.jsontext import dump_json
 from ..tools.check import check_call
 from ..tools.load import match_functions
 
-# %% ../../nbs/10_tool_loop.ipynb #c008
+# %% ../../nbs/10_tool_loop.ipynb #c012
 def run_call(
     call: dict,  # {"name", "arguments"}
     function,  # the Python function, or None
@@ -30,7 +30,7 @@ def run_call(
     except (TypeError, ValueError):
         return str(result)
 
-# %% ../../nbs/10_tool_loop.ipynb #c009
+# %% ../../nbs/10_tool_loop.ipynb #c015
 def run_calls(
     calls: list,  # {"name", "arguments"}
     functions: dict,  # name -> Python function
@@ -51,7 +51,7 @@ def run_calls(
         for call, errors in checked
     ]
 
-# %% ../../nbs/10_tool_loop.ipynb #c012
+# %% ../../nbs/10_tool_loop.ipynb #c018
 def chat_with_tools(
     predictor,  # list of requests -> list of answers
     messages: list,  # the conversation so far

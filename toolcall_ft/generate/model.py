@@ -11,6 +11,7 @@ from itertools import groupby
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
 from ..template.models import load_tokenizer, load_weights, model_path
+from ..train.backend import compute_type
 
 # %% ../../nbs/lib/generate/model.ipynb #c004
 def load_model(
@@ -23,7 +24,7 @@ def load_model(
     tokenizer = load_tokenizer(path)
     gpu = torch.cuda.is_available()
     try:
-        model = load_weights(model_path(path), "bfloat16" if gpu else "float32")
+        model = load_weights(model_path(path), compute_type() if gpu else "float32")
         if adapter is not None:
             from peft import PeftModel
 

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
 from ..evaluate.results import evaluate, to_requests
-from ..evaluate.score import same_value
-from ..generate.answers import CUT_OFF
+from ..evaluate.match import same_value
+from ..generate.reading import CUT_OFF
 from ..serve.client import openai_client
 from ..template.compare import common_start, diff, line_up
 from ..template.learn import template_facts

@@ -14,7 +14,7 @@ from ..base.errors import UserError
 from ..base.http import Refused, ask_json
 from ..base.jsontext import dump_json, parse_json
 from ..data.rewrite import open_client
-from ..generate.answers import CUT_OFF
+from ..generate.reading import CUT_OFF
 from ..template.rows import encode_prompt
 from ..tools.formats import ToolFormat, as_typed, parse_calls, tool_format
 from ..tools.normalize import normalize_messages

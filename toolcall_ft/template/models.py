@@ -80,6 +80,23 @@ def from_hub(
         constants.HF_HUB_OFFLINE = before
 
 # %% ../../nbs/lib/template/models.ipynb #c011
+@contextmanager
+def quiet_bars(
+    quiet: bool = True,
+):
+    "Without Transformers' progress bars, which for a file on this disk are over before one can read them."
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if quiet:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+# %% ../../nbs/lib/template/models.ipynb #c012
 def load_weights(
     path,  # from `model_path`, or a folder
     dtype: str = "float32",  # torch's name of a number format
@@ -89,10 +106,10 @@ def load_weights(
     import torch
     from transformers import AutoModelForCausalLM
 
-    with from_hub(str(path)):
+    with from_hub(str(path)), quiet_bars(Path(path).is_dir()):
         return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), **options)
 
-# %% ../../nbs/lib/template/models.ipynb #c012
+# %% ../../nbs/lib/template/models.ipynb #c013
 def load_tokenizer(
     name: str,  # as in `model_path`
 ):  # a Transformers tokenizer with a chat template

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..base.errors import UserError, install_command
-from ..template.models import from_hub, load_weights, model_path
+from ..template.models import from_hub, load_weights, model_path, quiet_bars
 
 # %% ../../nbs/lib/train/backend.ipynb #c004
 def start_backend(
@@ -34,7 +34,7 @@ def start_backend(
         if backend == "unsloth":
             raise UserError(
                 f"train.backend: unsloth cannot start ({error}); "
-                f"{install_command('unsloth')}, or set train.backend to peft"
+                f"{install_command('gpu')}, or set train.backend to peft"
             ) from error
         print(f"Unsloth is installed and cannot start ({error}); training with PEFT")
         return "peft"
@@ -46,7 +46,7 @@ def compute_type() -> str:  # "bfloat16", "float16" or "float32"
     import torch
 
     if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     native = [
         getattr(torch.cpu, name, lambda: False)()
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -86,7 +86,7 @@ def load_unsloth(
     from unsloth import FastLanguageModel
 
     recompute = "unsloth" if torch.cuda.is_available() else False
-    with from_hub(model_path(model)):
+    with from_hub(model_path(model)), quiet_bars(Path(model_path(model)).is_dir()):
         base, _ = FastLanguageModel.from_pretrained(
             model_path(model),
             max_seq_length=max_length,

@@ -6,27 +6,30 @@
 __all__ = ['merge_adapter']
 
 # %% ../../nbs/lib/train/merge.ipynb #c002
+import gc
 from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import replace_folder
-from ..template.models import load_tokenizer, load_weights, model_path
+from ..template.models import load_tokenizer, load_weights, model_path, quiet_bars
 from ..template.rows import encode_rows
 
 # %% ../../nbs/lib/train/merge.ipynb #c004
 def probe_logits(
     model,  # any causal language model
     rows: list,  # of {"input_ids", ...}
-):  # one tensor of logits for each row
-    "The scores of every next token, in float32"
+):  # one tensor of logits for each row: (trained tokens, vocabulary)
+    "The scores of the next token, in float32, at the places that are trained: all others would take gigabytes."
     import torch
 
     model.eval()
-    with torch.no_grad():
-        return [
-            model(torch.tensor([row["input_ids"]], device=model.device)).logits.float()
-            for row in rows
-        ]
+    kept = []
+    for row in rows:
+        trained = torch.tensor(row["labels"][1:]) != -100
+        with torch.no_grad():
+            logits = model(torch.tensor([row["input_ids"]], device=model.device)).logits[0, :-1]
+        kept.append(logits[trained.to(logits.device)].float())
+    return kept
 
 # %% ../../nbs/lib/train/merge.ipynb #c005
 PROBE = [
@@ -87,13 +90,13 @@ def load_adapted(
 
 # %% ../../nbs/lib/train/merge.ipynb #c008
 def compare_logits(
-    before: list,  # tensors of logits, one for each row: (1, tokens, vocabulary)
+    before: list,  # tensors of logits, one for each row: (tokens, vocabulary)
     after: list,  # the same, of another model
 ) -> dict:  # max_abs_logit_difference, same_next_token, probe_tokens
     "How far the logits of two models are apart, and how often both choose the same next token"
     pairs = list(zip(before, after))
     same = sum((one.argmax(-1) == two.argmax(-1)).sum().item() for one, two in pairs)
-    tokens = sum(one.shape[1] for one in before)
+    tokens = sum(len(one) for one in before)
     return {
         "max_abs_logit_difference": max((one - two).abs().max().item() for one, two in pairs),
         "same_next_token": same / tokens,
@@ -101,6 +104,22 @@ def compare_logits(
     }
 
 # %% ../../nbs/lib/train/merge.ipynb #c011
+def write_merged(
+    adapted,  # a PEFT model; changed
+    output,  # a folder
+    rows: list,  # of {"input_ids", "labels"}
+    dtype: str,  # in which the weights are stored
+) -> list:  # what `probe_logits` says of base + adapter, before the merge
+    "Add the adapter into the weights and write them."
+    import torch
+
+    before = probe_logits(adapted, rows)
+    merged = adapted.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+    with quiet_bars():
+        merged.save_pretrained(output)
+    return before
+
+# %% ../../nbs/lib/train/merge.ipynb #c012
 def merge_adapter(
     model: str,  # base model, as in `model_path`
     adapter,  # folder of an adapter
@@ -109,16 +128,11 @@ def merge_adapter(
     dtype: str = "float32",  # in which the merged weights are stored
 ) -> dict:  # max_abs_logit_difference, same_next_token, probe_tokens, dtype
     "A plain safetensors model from base and adapter; it is loaded again and compared with base + adapter"
-    import torch
-
     tokenizer = load_tokenizer(model)
-    adapted = load_adapted(model, adapter)
     rows = encode_rows(probe or PROBE, tokenizer)
-    before = probe_logits(adapted, rows)
     with replace_folder(output) as temporary:
-        merged = adapted.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
-        merged.save_pretrained(temporary)
+        before = write_merged(load_adapted(model, adapter), temporary, rows, dtype)
+        gc.collect()  # one model in memory at a time: two of 1.5 billion weights fill a small machine
         tokenizer.save_pretrained(temporary)
-        written = load_weights(temporary)
-        after = probe_logits(written, rows)
+        after = probe_logits(load_weights(temporary), rows)
     return compare_logits(before, after) | {"dtype": dtype}
