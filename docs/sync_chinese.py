@@ -4,6 +4,7 @@
 
 Without TEXTS the text cells of each nbs/zh/NN_*.ipynb are kept. TEXTS is a folder of NN_*.md files, in which a line
 `=== md` begins each text cell; those lessons get their texts from there. A lesson with another number of text cells is refused.
+The Chinese edition has no `#| default_exp`: a module has one source.
 """
 
 import json
@@ -43,6 +44,8 @@ def main() -> int:
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = texts.pop(0).splitlines(keepends=True)
+            elif "".join(cell["source"]).startswith("#| default_exp"):
+                cell["source"] = ["# the source of a module: the English lesson"]
         text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         (NBS / "zh").mkdir(exist_ok=True)
         (NBS / "zh" / path.name).write_text(text, encoding="utf-8")
