@@ -676,8 +676,8 @@ def test_any_rows_give_findings_that_can_be_written(rows):
         and f["row"] in (None, 1, 2, 3)
         for f in findings
     )
-    assert [SEVERITIES.index(f["severity"]) for f in findings] == sorted(
-        SEVERITIES.index(f["severity"]) for f in findings
+    assert [list(SEVERITIES).index(f["severity"]) for f in findings] == sorted(
+        list(SEVERITIES).index(f["severity"]) for f in findings
     )
     usable = {("test", i) if i else ("train", 1) for i in range(len(rows))} - {
         (f["split"], f["row"]) for f in findings if f["kind"] == "malformed"

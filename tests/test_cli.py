@@ -34,6 +34,7 @@ from toolcall_ft.cli.stages import (
 )
 from toolcall_ft.cli.steps import (
     data_notes,
+    four_bit_notes,
     function_notes,
     make_data,
     make_inspection,
@@ -49,6 +50,7 @@ from toolcall_ft.cli.talk import (
     read_own,
 )
 from toolcall_ft.config import read_config
+from toolcall_ft.tiny.course import course_config, course_model, course_splits
 
 
 def run_program(*words, folder, **settings):
@@ -1367,3 +1369,18 @@ def test_only_a_key_that_changes_the_result_makes_training_run_again(project, ke
     before = stage_digest(stage, config)
     config["train"][key] = value
     assert (stage_digest(stage, config) != before) == again
+
+
+def test_a_merge_into_whole_weights_says_how_many_answers_it_changed(tmp_path, monkeypatch):
+    "The course's adapter beside 4-bit weights, as QLoRA trains it, and merged: bitsandbytes answers on a processor, too."
+    monkeypatch.setenv("TOOLCALL_FT_RUNS", str(tmp_path))
+    config = course_config()
+    course_splits(config), course_model(config)
+    assert four_bit_notes(config) == []
+    monkeypatch.setattr("toolcall_ft.cli.steps.ASKED", 12)
+    shipped = Path(sys.modules["toolcall_ft"].__file__).parent / "course" / "adapter"
+    shutil.copytree(shipped, Path(config["run"], "adapter"))
+    config["train"]["four_bit"] = True
+    (said,) = four_bit_notes(config)
+    changed, asked = map(int, re.search(r"(\d+) of (\d+) test requests", said).groups())
+    assert asked == 12 and 0 < changed < 12, said

@@ -25,6 +25,7 @@ EXTRA_OF = {
     "safetensors": "train",
     "matplotlib": "train",
     "unsloth": "gpu",
+    "bitsandbytes": "gpu",
     "transformers_cfg": "constrain",
     "xgrammar": "constrain",
     "gguf": "export",

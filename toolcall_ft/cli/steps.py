@@ -403,6 +403,36 @@ def portable_notes(
     return notes
 
 # %% ../../nbs/lib/cli/steps.ipynb #c035
+ASKED = 64  # test requests that tell what a merge changed
+
+# %% ../../nbs/lib/cli/steps.ipynb #c036
+def four_bit_notes(
+    config: dict,  # the configuration
+) -> list:  # at most one sentence
+    "How many answers a merge changed: the adapter was trained beside 4-bit weights, and is merged into whole ones."
+    from toolcall_ft.base.files import read_jsonl
+    from toolcall_ft.evaluate.results import to_requests
+    from toolcall_ft.generate.answers import generate_answers
+    from toolcall_ft.generate.model import load_model
+    from toolcall_ft.parity.compare import same_output
+
+    if not config["train"]["four_bit"]:
+        return []
+    run, thinking = Path(config["run"]), config["train"]["thinking"]
+    pairs = to_requests(read_jsonl(run / "data" / "test.jsonl")[:ASKED])
+    requests = [request for request, _ in pairs]
+    places = [(config["model"], run / "adapter", True), (str(run / "merged"),)]
+    answers = [
+        generate_answers(*load_model(*place), requests, thinking=thinking) for place in places
+    ]
+    changed = sum(not any(same_output(before, after)) for before, after in zip(*answers))
+    return [
+        f"note: the adapter was trained beside 4-bit weights and is merged into whole ones: "
+        f"{changed} of {len(requests)} test requests ({changed / len(requests):.1%}) "
+        "are answered otherwise than by the model that was trained"
+    ]
+
+# %% ../../nbs/lib/cli/steps.ipynb #c037
 def make_merged(
     config: dict,  # the configuration
 ) -> dict:  # the largest difference in logits
@@ -416,11 +446,11 @@ def make_merged(
     probe = read_jsonl(need(config, "data/test.jsonl", "data"))[:4]
     adapter = need(config, "adapter", "train")
     facts = merge_adapter(model_path(config["model"]), adapter, run / "merged", probe)
-    notes = portable_notes(config, tools, written)
+    notes = four_bit_notes(config) + portable_notes(config, tools, written)
     write_text(run / "tools.json", json.dumps(tools, indent=1, ensure_ascii=False))
     return {**facts, "notes": notes + client_notes(config, tools, written)}
 
-# %% ../../nbs/lib/cli/steps.ipynb #c036
+# %% ../../nbs/lib/cli/steps.ipynb #c038
 def make_gguf(
     config: dict,  # the configuration
 ) -> dict:  # format -> size

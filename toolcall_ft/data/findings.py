@@ -18,103 +18,86 @@ from ..tools.clean import clean_tools
 from ..tools.normalize import normalize_messages
 
 # %% ../../nbs/lib/data/findings.ipynb #c005
-KINDS = {
-    "malformed": (
-        "error",
-        "is no example and was not checked further; `data.read_examples` makes them",
-    ),
-    "no answer": ("error", "does not end in the assistant's turn, so there is nothing to learn"),
-    "empty turn": ("error", "a turn says nothing and calls nothing, and the model learns to do so"),
-    "unknown tool": ("error", "calls a tool that the row does not offer"),
-    "misfit call": ("error", "calls a tool with arguments that do not fit its schema"),
-    "lone result": ("error", "holds a result that no call asked for"),
-    "missing result": (
-        "error",
-        "goes on after a call without its result, so the answer rests on nothing",
-    ),
-    "contradiction": (
-        "error",
-        "the same request with the same tools is answered by another call elsewhere",
-    ),
-    "leaked request": (
-        "error",
-        "the same request stands in an earlier split, so the score measures memory",
-    ),
-    "leaked group": ("error", "the same session or customer (`group`) stands in an earlier split"),
-    "not rendered": ("error", "cannot be turned into tokens"),
-    "too long": ("error", "has more tokens than fit, so training leaves it out"),
-    "leaked phrasing": (
-        "warning",
-        "the same words, but for the values, stand in an earlier split: the test is easier than real use",
-    ),
-    "leaked value": (
-        "warning",
-        "the same open value is an argument in an earlier split: the test is easier than real use",
-    ),
-    "role order": ("warning", "the turns are in an order that some chat templates refuse"),
-    "late system": (
-        "warning",
-        "a system message that is not at the start; some chat templates refuse it",
-    ),
-    "other form": (
-        "warning",
-        "not in the form that our clients send (`tools.normalize_messages`), so a server shows"
-        " the model other tokens than training; `data.read_examples` brings it about",
-    ),
-    "call as text": (
-        "warning",
-        "the assistant's text holds the marks of a call that was never read as one",
-    ),
-    "duplicate": ("warning", "the same row stands in its split twice and counts twice"),
-    "untrained tool": ("warning", "a tool that is called outside training and never in it"),
-    "few plain answers": (
-        "warning",
-        "next to no training row answers without a call, so the model unlearns the decision not to call",
-    ),
-    "near duplicate": (
-        "note",
-        "differs from another row of its split in case, width, punctuation and digits at most",
-    ),
-    "shared on purpose": (
-        "note",
-        "the same value or phrasing stands in an earlier split, so that each tool has rows there:"
-        " the test is easier here",
-    ),
-    "rare tool": ("note", "a tool with few training rows"),
-    "dominant tool": ("note", "one tool has most of the calls, so guessing it scores well"),
-    "uncalled tool": ("note", "a tool that is offered and never called"),
-    "argument use": (
-        "note",
-        "an optional argument that is always given, which teaches that it is required, or never",
-    ),
-    "unseen choice": ("note", "permitted values that no training row uses"),
-    "invented value": (
-        "note",
-        "an argument's text or number does not stand in the conversation before the call",
-    ),
-    "look-alike": (
-        "note",
-        "text that looks like a control token; rendered carelessly, it forges a turn",
-    ),
-    "no description": (
-        "note",
-        "a tool or an argument without a description: the model has only the name to go by",
-    ),
+ERRORS = {
+    "malformed": "is no example and was not checked further; `data.read_examples` makes them",
+    "no answer": "does not end in the assistant's turn, so there is nothing to learn",
+    "empty turn": "a turn says nothing and calls nothing, and the model learns to do so",
+    "unknown tool": "calls a tool that the row does not offer",
+    "misfit call": "calls a tool with arguments that do not fit its schema",
+    "lone result": "holds a result that no call asked for",
+    "missing result": "goes on after a call without its result, so the answer rests on nothing",
+    "contradiction": "the same request with the same tools is answered by another call elsewhere",
+    "leaked request": "the same request stands in an earlier split, so the score measures memory",
+    "leaked group": "the same session or customer (`group`) stands in an earlier split",
+    "not rendered": "cannot be turned into tokens",
+    "too long": "has more tokens than fit, so training leaves it out",
 }
 
 # %% ../../nbs/lib/data/findings.ipynb #c006
-SEVERITIES = ("error", "warning", "note")
+WARNINGS = {
+    "leaked phrasing": (
+        "the same words, but for the values, stand in an earlier split: the test is easier "
+        "than real use"
+    ),
+    "leaked value": (
+        "the same open value is an argument in an earlier split: the test is easier than real use"
+    ),
+    "role order": "the turns are in an order that some chat templates refuse",
+    "late system": "a system message that is not at the start; some chat templates refuse it",
+    "other form": (
+        "not in the form that our clients send (`tools.normalize_messages`), so a server "
+        "shows the model other tokens than training; `data.read_examples` brings it about"
+    ),
+    "call as text": "the assistant's text holds the marks of a call that was never read as one",
+    "duplicate": "the same row stands in its split twice and counts twice",
+    "untrained tool": "a tool that is called outside training and never in it",
+    "few plain answers": (
+        "next to no training row answers without a call, so the model unlearns the decision "
+        "not to call"
+    ),
+}
+
+# %% ../../nbs/lib/data/findings.ipynb #c007
+NOTES = {
+    "near duplicate": (
+        "differs from another row of its split in case, width, punctuation and digits at most"
+    ),
+    "shared on purpose": (
+        "the same value or phrasing stands in an earlier split, so that each tool has rows "
+        "there: the test is easier here"
+    ),
+    "rare tool": "a tool with few training rows",
+    "dominant tool": "one tool has most of the calls, so guessing it scores well",
+    "uncalled tool": "a tool that is offered and never called",
+    "argument use": (
+        "an optional argument that is always given, which teaches that it is required, or never"
+    ),
+    "unseen choice": "permitted values that no training row uses",
+    "invented value": (
+        "an argument's text or number does not stand in the conversation before the call"
+    ),
+    "look-alike": "text that looks like a control token; rendered carelessly, it forges a turn",
+    "no description": (
+        "a tool or an argument without a description: the model has only the name to go by"
+    ),
+}
 
 # %% ../../nbs/lib/data/findings.ipynb #c008
-ENOUGH = 10  # rows of a tool below which it is rare, and nothing is said about its arguments
+SEVERITIES = {"error": ERRORS, "warning": WARNINGS, "note": NOTES}
 
 # %% ../../nbs/lib/data/findings.ipynb #c009
-FEW_PLAIN = 0.02  # share of training rows that should answer without a call, at least
+KINDS = {kind: (name, text) for name, kinds in SEVERITIES.items() for kind, text in kinds.items()}
 
-# %% ../../nbs/lib/data/findings.ipynb #c010
-DOMINANT = 0.5  # share of the calling rows above which one tool is dominant
+# %% ../../nbs/lib/data/findings.ipynb #c011
+ENOUGH = 10  # rows of a tool below which it is rare, and nothing is said about its arguments
 
 # %% ../../nbs/lib/data/findings.ipynb #c012
+FEW_PLAIN = 0.02  # share of training rows that should answer without a call, at least
+
+# %% ../../nbs/lib/data/findings.ipynb #c013
+DOMINANT = 0.5  # share of the calling rows above which one tool is dominant
+
+# %% ../../nbs/lib/data/findings.ipynb #c015
 def place(
     split: str,  # of the row
     row: int | None,  # counted from 1; None: the split as a whole
@@ -126,7 +109,7 @@ def place(
     where = f"{split}, row {row}"
     return f"{where} ({source})" if source else where
 
-# %% ../../nbs/lib/data/findings.ipynb #c013
+# %% ../../nbs/lib/data/findings.ipynb #c016
 def finding(
     kind: str,  # a key of KINDS
     split: str,  # of the row
@@ -153,7 +136,7 @@ def finding(
         "text": text.encode("utf-8", "replace").decode(),
     }
 
-# %% ../../nbs/lib/data/findings.ipynb #c016
+# %% ../../nbs/lib/data/findings.ipynb #c019
 def call_problem(
     made,  # an entry of a message's tool_calls
 ) -> str | None:
@@ -164,7 +147,7 @@ def call_problem(
     if not isinstance(function.get("arguments"), dict):
         return f"the arguments of {function['name']!r} are not an object"
 
-# %% ../../nbs/lib/data/findings.ipynb #c017
+# %% ../../nbs/lib/data/findings.ipynb #c020
 def message_problem(message) -> str | None:  # what is wrong with the shape of a message, or None
     "Does a message have a role, a text and calls as this library writes them?"
     if not isinstance(message, dict):
@@ -182,7 +165,7 @@ def message_problem(message) -> str | None:  # what is wrong with the shape of a
         return "tool_calls must be a list, in the assistant's message"
     return next(filter(None, map(call_problem, message["tool_calls"])), None)
 
-# %% ../../nbs/lib/data/findings.ipynb #c018
+# %% ../../nbs/lib/data/findings.ipynb #c021
 @lru_cache(maxsize=8192)
 def tool_problem(
     text: str,  # a tool as JSON text, so that a tool of many rows is checked once
@@ -200,7 +183,7 @@ def tool_problem(
         return None
     return f"{cleaned['function']['name']!r} is no clean schema; `tools.clean_tools` makes one"
 
-# %% ../../nbs/lib/data/findings.ipynb #c019
+# %% ../../nbs/lib/data/findings.ipynb #c022
 def turns_problem(messages: list) -> str | None:  # a sentence, or None if all is well
     "What is wrong with the shape of a row's turns."
     for number, message in enumerate(messages, 1):
@@ -211,7 +194,7 @@ def turns_problem(messages: list) -> str | None:  # a sentence, or None if all i
         return None
     return "no user turn"
 
-# %% ../../nbs/lib/data/findings.ipynb #c020
+# %% ../../nbs/lib/data/findings.ipynb #c023
 def tools_problem(tools: list) -> str | None:  # a sentence, or None if all is well
     "What is wrong with a row's tools; raises the errors of `json` for what JSON cannot hold."
     problem = next(filter(None, map(tool_problem, map(dump_json, tools))), None)
@@ -220,7 +203,7 @@ def tools_problem(tools: list) -> str | None:  # a sentence, or None if all is w
     names = {tool["function"]["name"] for tool in tools}
     return "two tools of one name" if len(names) < len(tools) else None
 
-# %% ../../nbs/lib/data/findings.ipynb #c021
+# %% ../../nbs/lib/data/findings.ipynb #c024
 def example_problem(example) -> str | None:  # a sentence, or None if all is well
     "Why something is not an example `{messages, tools}` whose messages can be checked one by one."
     parts = example if isinstance(example, dict) else {}
@@ -236,7 +219,7 @@ def example_problem(example) -> str | None:  # a sentence, or None if all is wel
     except (ValueError, TypeError, RecursionError) as error:
         return f"cannot be written as JSON: {error}"
 
-# %% ../../nbs/lib/data/findings.ipynb #c023
+# %% ../../nbs/lib/data/findings.ipynb #c026
 FOLLOWERS = {
     "start": ("system", "user"),
     "system": ("user",),
@@ -246,7 +229,7 @@ FOLLOWERS = {
     "tool": ("tool", "assistant"),
 }
 
-# %% ../../nbs/lib/data/findings.ipynb #c024
+# %% ../../nbs/lib/data/findings.ipynb #c027
 def order_problems(example: dict):
     """Yields (kind, text): turns that are empty, out of order, or end without an answer.
 
@@ -266,7 +249,7 @@ def order_problems(example: dict):
     if role != "assistant":
         yield "no answer", f"ends in a turn of the {role}"
 
-# %% ../../nbs/lib/data/findings.ipynb #c025
+# %% ../../nbs/lib/data/findings.ipynb #c028
 def result_problems(example: dict):
     """Yields (kind, text): results that no call asked for, and calls without their results.
 
@@ -289,7 +272,7 @@ def result_problems(example: dict):
                 f"turn {number}: a result of {message['name']}, which no call before it asked for",
             )
 
-# %% ../../nbs/lib/data/findings.ipynb #c028
+# %% ../../nbs/lib/data/findings.ipynb #c031
 def call_problems(example: dict):
     "Yields (kind, text): calls of tools that are not offered, or with arguments that do not fit."
     for message in example["messages"]:
@@ -300,7 +283,7 @@ def call_problems(example: dict):
                     problem,
                 )
 
-# %% ../../nbs/lib/data/findings.ipynb #c029
+# %% ../../nbs/lib/data/findings.ipynb #c032
 def form_problems(example: dict):
     "Yields at most one (kind, text): the first turn that `normalize_messages` would write otherwise."
     said = lambda message: dump_json(
@@ -318,7 +301,7 @@ def form_problems(example: dict):
             yield "other form", f"a turn of the {message['role']}: {said(message)[:80]}"
             return
 
-# %% ../../nbs/lib/data/findings.ipynb #c031
+# %% ../../nbs/lib/data/findings.ipynb #c034
 def letters(text: str) -> str:
     """A text by its letters and digits alone.
 
@@ -326,16 +309,16 @@ def letters(text: str) -> str:
     """
     return "".join(re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold()))
 
-# %% ../../nbs/lib/data/findings.ipynb #c033
+# %% ../../nbs/lib/data/findings.ipynb #c036
 CALL_MARKS = re.compile(r"</?(?:tool_call|function_call|functioncall)>|\[TOOL_CALLS\]")
 
-# %% ../../nbs/lib/data/findings.ipynb #c034
+# %% ../../nbs/lib/data/findings.ipynb #c037
 LOOK_ALIKES = re.compile(
     CALL_MARKS.pattern
     + r"|<[|｜][^<>|｜\s]{1,40}[|｜]>|</?(?:think|tools|tool_response|start_of_turn|end_of_turn)>|\[/?INST\]"
 )
 
-# %% ../../nbs/lib/data/findings.ipynb #c035
+# %% ../../nbs/lib/data/findings.ipynb #c038
 def look_alikes(example: dict):
     """Yields (kind, text): marks of a call in the assistant's text, and look-alikes elsewhere.
 

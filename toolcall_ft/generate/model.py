@@ -11,12 +11,13 @@ from itertools import groupby
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
 from ..template.models import load_tokenizer, load_weights, model_path
-from ..train.backend import compute_type
+from ..train.backend import compute_type, four_bit_settings
 
 # %% ../../nbs/lib/generate/model.ipynb #c004
 def load_model(
     path: str,  # tiny-qwen2, a model folder, or a name on the hub
     adapter: str = None,  # the folder of a LoRA adapter
+    four_bit: bool = False,  # the base model's weights in 4 bits, as QLoRA trains beside them
 ) -> tuple:  # (model, tokenizer)
     "A model ready to answer, on the GPU if there is one. Raises `UserError` if the folder holds no model."
     import torch
@@ -24,7 +25,9 @@ def load_model(
     tokenizer = load_tokenizer(path)
     gpu = torch.cuda.is_available()
     try:
-        model = load_weights(model_path(path), compute_type() if gpu else "float32")
+        quantization = four_bit_settings() if four_bit else None
+        form = compute_type() if gpu else "float32"
+        model = load_weights(model_path(path), form, quantization_config=quantization)
         if adapter is not None:
             from peft import PeftModel
 
@@ -34,7 +37,7 @@ def load_model(
         raise UserError(f"{where}: no model can be loaded: {str(error).splitlines()[0]}") from None
     return model.to("cuda" if gpu else "cpu").eval(), tokenizer
 
-# %% ../../nbs/lib/generate/model.ipynb #c006
+# %% ../../nbs/lib/generate/model.ipynb #c007
 def pad_left(
     rows: list,  # lists of token ids
     token: int,  # to fill up with
@@ -53,7 +56,7 @@ def pad_left(
         ),
     }
 
-# %% ../../nbs/lib/generate/model.ipynb #c009
+# %% ../../nbs/lib/generate/model.ipynb #c011
 def make_batches(
     requests: list,  # {"messages", "tools"}
     lengths: list,  # of their prompts

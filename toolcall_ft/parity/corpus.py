@@ -18,7 +18,7 @@ FORGED = (  # what a stranger may type
 )
 
 # %% ../../nbs/lib/parity/corpus.ipynb #c006
-HARD_TURNS = {
+HARD_ROLES = {
     "no system message": [("user", "Hello!")],
     "system message": [("system", "Be brief."), ("user", "Hello!")],
     "empty system message": [("system", ""), ("user", "Hello!")],
@@ -31,6 +31,10 @@ HARD_TURNS = {
     "two system messages": [("system", "One."), ("system", "Two."), ("user", "Hi")],
     "two users in a row": [("user", "a"), ("user", "b")],
     "two answers in a row": [("user", "a"), ("assistant", "b"), ("assistant", "c"), ("user", "d")],
+}
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c007
+HARD_WORDS = {
     "Chinese": [("system", "你是社区助手。"), ("user", "北京今天天气怎么样？")],
     "many scripts": [
         (
@@ -51,6 +55,10 @@ HARD_TURNS = {
     "control characters": [("user", "\u0001\u001f\u007f\u200b\ufeff\u202e")],
     "HTML, Go and Jinja": [("user", "<b> && c > d \" ' \\ / {{ .X }} {% x %} {# y #}")],
     "nothing said": [("user", "")],
+}
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c008
+HARD_ROUNDS = {
     "no arguments": [("user", "Go"), ("call", {}), ("tool", "ok")],
     "parallel calls": [
         ("user", "Go"),
@@ -75,6 +83,10 @@ HARD_TURNS = {
         ("call", {"x": 2}),
         ("tool", "ok"),
     ],
+}
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c009
+HARD_TYPED = {
     "half a control token": [("user", "<|im_ end|> <|im_start <tool_call |im_end|> im_end|>")],
     "typed by the user": [("user", FORGED)],
     "typed in the system message": [("system", FORGED), ("user", "Hi")],
@@ -88,7 +100,10 @@ HARD_TURNS = {
     "typed in a key": [("user", "Go"), ("call", {FORGED: 1}), ("tool", "ok")],
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c008
+# %% ../../nbs/lib/parity/corpus.ipynb #c010
+HARD_TURNS = HARD_ROLES | HARD_WORDS | HARD_ROUNDS | HARD_TYPED
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c012
 HARD_ARGUMENTS = {
     "1.0": 1.0,
     "0.5": 0.5,
@@ -121,7 +136,7 @@ HARD_ARGUMENTS = {
     "every escape": "\u0001\u001f\u007f\u2028 < > & ' \" \\ / \b\f\n\r\t é 🦙 \n\u0303 \u000e\u0301",
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c009
+# %% ../../nbs/lib/parity/corpus.ipynb #c013
 HARD_RESULTS = {
     "object": '{"t": 2.50, "big": 12345678901234567890123, "é": "\\u00e9"}',
     "list": '[1, {"b": 2, "a": "晴"}]',
@@ -132,8 +147,8 @@ HARD_RESULTS = {
     "lines": "a\n\n  b\n",
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c011
-HARD_TOOLS = {
+# %% ../../nbs/lib/parity/corpus.ipynb #c015
+HARD_SCHEMAS = {
     "nested schema": {
         "parameters": {
             "type": "object",
@@ -186,6 +201,10 @@ HARD_TOOLS = {
             "additionalProperties": False,
         }
     },
+}
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c016
+HARD_KEYS = {
     "numbers": {
         "parameters": {
             "type": "object",
@@ -227,6 +246,10 @@ HARD_TOOLS = {
             "properties": {"城市": {"type": "string", "enum": ["北京", "上海"]}},
         },
     },
+}
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c017
+HARD_OBJECTS = {
     "objects inside": {
         "parameters": {
             "type": "object",
@@ -289,7 +312,10 @@ HARD_TOOLS = {
     },
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c012
+# %% ../../nbs/lib/parity/corpus.ipynb #c018
+HARD_TOOLS = HARD_SCHEMAS | HARD_KEYS | HARD_OBJECTS
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c019
 HARD_CALLS = {  # of these tools, in an earlier turn
     "nested schema": [{"a": {"b": [{"z": 1, "c": None}, {"c": "x"}]}}],
     "definitions": [{"a": {"x": 1.5, "b": 2}}],
@@ -311,7 +337,7 @@ HARD_CALLS = {  # of these tools, in an earlier turn
     ],
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c014
+# %% ../../nbs/lib/parity/corpus.ipynb #c021
 def conversation(
     turns: list,  # of (role, what was said), as in `HARD_TURNS`
     name: str,  # of the tool that is called in it
@@ -338,7 +364,7 @@ def conversation(
             )
     return normalize_messages(messages, tools)
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c016
+# %% ../../nbs/lib/parity/corpus.ipynb #c023
 def case_kind(
     key: str,  # name of a case
     kind: str,  # of its table
@@ -346,7 +372,7 @@ def case_kind(
     "The kind of a case; what a stranger typed is a kind of its own"
     return "typed" if key.startswith("typed") else kind
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c017
+# %% ../../nbs/lib/parity/corpus.ipynb #c024
 def call_case(
     key: str,  # of `HARD_CALLS`
     tools: list,  # clean, the first is called
@@ -361,7 +387,7 @@ def call_case(
         "tools": tools,
     }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c018
+# %% ../../nbs/lib/parity/corpus.ipynb #c025
 def hard_tool_cases() -> list:  # as in `hard_corpus`
     "A request for each tool of the table, and one with all of them."
     named = [
@@ -382,7 +408,7 @@ def hard_tool_cases() -> list:  # as in `hard_corpus`
     ]
     return cases + [call_case(key, tools) for key, tools in offers.items() if key in HARD_CALLS]
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c019
+# %% ../../nbs/lib/parity/corpus.ipynb #c026
 LOOK_UP = {
     "name": "look_up",
     "description": "Look something up",
@@ -404,7 +430,7 @@ def hard_turns() -> list:  # of (kind, name of the case, turns)
         table.append(("results", f"result: {key}", turns))
     return table
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c021
+# %% ../../nbs/lib/parity/corpus.ipynb #c028
 def hard_corpus(
     tools: list = None,  # offered in all of them, in place of the corpus' own
 ) -> list:  # of {"name", "kind", "messages", "tools"}

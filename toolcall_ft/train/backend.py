@@ -12,7 +12,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..base.errors import UserError, install_command
+from ..base.errors import UserError, install_command, need_packages
 from ..template.models import from_hub, load_weights, model_path, quiet_bars
 
 # %% ../../nbs/lib/train/backend.ipynb #c004
@@ -106,12 +106,11 @@ def load_unsloth(
 
 # %% ../../nbs/lib/train/backend.ipynb #c015
 def four_bit_settings():  # transformers.BitsAndBytesConfig
-    "How QLoRA keeps the frozen weights. Raises `UserError` where there is no GPU for it."
+    "How QLoRA keeps the frozen weights. Raises `UserError` where bitsandbytes is missing."
     import torch
     from transformers import BitsAndBytesConfig
 
-    if not torch.cuda.is_available():
-        raise UserError("four_bit needs a GPU; on a CPU the weights stay in 16 or 32 bits")
+    need_packages("bitsandbytes")
     number = getattr(torch, compute_type())
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number

@@ -40,7 +40,7 @@ def encode_splits(
         + (f". The first: {problems[0]['reason']}" if problems else "")
     )
 
-# %% ../../nbs/lib/train/run.ipynb #c004
+# %% ../../nbs/lib/train/run.ipynb #c006
 FINGERPRINT_OPTIONS = (
     "backend epochs batch_size gradient_accumulation learning_rate warmup_ratio "
     "lora_rank lora_alpha lora_targets lora_dropout weight_decay max_grad_norm scheduler "
@@ -60,12 +60,16 @@ def training_fingerprint(
     values = [str(options["model"]), *(options[name] for name in FINGERPRINT_OPTIONS)]
     return hashlib.sha256(dump_json([values, train["input_ids"][:]]).encode()).hexdigest()
 
-# %% ../../nbs/lib/train/run.ipynb #c005
+# %% ../../nbs/lib/train/run.ipynb #c009
 def new_adapter(
     options: dict,  # the arguments of `train_lora`
     backend: str,  # unsloth or peft
 ):  # a PEFT model
-    "The base model with a fresh adapter, by the options of a training"
+    "The base model with a fresh adapter. Raises `UserError` for 4 bits where there is no GPU."
+    import torch
+
+    if options["four_bit"] and not torch.cuda.is_available():
+        raise UserError("four_bit needs a GPU; on a CPU the weights stay in 16 or 32 bits")
     load = load_unsloth if backend == "unsloth" else load_peft
     return load(
         options["model"],
@@ -78,7 +82,7 @@ def new_adapter(
         seed=options["seed"],
     )
 
-# %% ../../nbs/lib/train/run.ipynb #c006
+# %% ../../nbs/lib/train/run.ipynb #c010
 def run_trainer(
     options: dict,  # the arguments of `train_lora`
     backend: str,  # unsloth or peft
