@@ -23,6 +23,8 @@ from toolcall_ft.base.errors import REPOSITORY
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = "base tools data template config train generate evaluate export serve parity tiny cli.main".split()
 ASSETS = ROOT / "docs" / "assets"
+# MathJax, RequireJS, Mermaid: our pages use none of them, and nothing is loaded from elsewhere
+FOREIGN_SCRIPT = re.compile(r'<script[^>]*\bsrc="https?:[^>]*>\s*</script>')
 TITLES = {
     "course": "Course",
     "zh": "课程（中文）",
@@ -115,6 +117,7 @@ def page(notebook, places: list, here: str) -> str:
     hidden = {"enabled": True, "remove_cell_tags": {"no-cell"}, "remove_input_tags": {"no-code"}}
     exporter = HTMLExporter(template_name="lab", config=Config(TagRemovePreprocessor=hidden))
     html, _ = exporter.from_notebook_node(notebook)
+    html = FOREIGN_SCRIPT.sub("", html)
     html = re.sub(r'(href="(?!https?:)[^"#]*)\.ipynb', r"\1.html", html)
     html = re.sub(r'href="(?:\.\./)+([\w./-]+\.md)"', rf'href="{REPOSITORY}/blob/main/\1"', html)
     root = relpath(".", Path(here).parent)
@@ -124,10 +127,11 @@ def page(notebook, places: list, here: str) -> str:
     return html[: body.end()] + navigation(places, here) + html[body.end() :]
 
 
-def main() -> int:
-    output = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "_docs")
-    shutil.rmtree(output, ignore_errors=True)
-    notebooks = site_notebooks()
+def write_site(
+    notebooks: dict,  # from `site_notebooks`
+    output: Path,  # an empty folder, or none yet
+) -> None:
+    "All pages, and beside them what the search and the colours need."
     for place, notebook in notebooks.items():
         path = output / f"{place}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +142,13 @@ def main() -> int:
     entries = [search_entry(place, notebook) for place, notebook in notebooks.items()]
     text = json.dumps(entries, ensure_ascii=False)
     (output / "search.json").write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    output = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "_docs")
+    shutil.rmtree(output, ignore_errors=True)
+    notebooks = site_notebooks()
+    write_site(notebooks, output)
     broken = broken_links(output)
     print(*broken, f"{len(notebooks)} pages in {output}, {len(broken)} broken links", sep="\n")
     return int(bool(broken))
