@@ -28,8 +28,8 @@ ZH = {
     "after LoRA": "LoRA 之后",
     "in llama-server": "（llama-server）",
     " to ": " ~ ",
-    "| runtime | prompts: test | prompts: hard corpus | outputs the same | calls the same | right calls | seconds, median |": "| 环节 | 提示词：测试集 | 提示词：难例集 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |",
-    "training row": "训练样本",
+    "| runtime | prompts: test | prompts: hard corpus | outputs the same | calls the same | right calls | seconds, median |": "| 运行时 | 提示词：测试集 | 提示词：难例集 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |",
+    "training row": "训练行",
     " of ": " / ",
 }
 
