@@ -34,7 +34,8 @@ from toolcall_ft.template.look import show_tokens, token_bytes, token_roles, tok
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example, encode_prompt, encode_rows
 from toolcall_ft.template.spans import training_texts
-from toolcall_ft.tools.formats import as_typed, parse_calls
+from toolcall_ft.tools.formats import parse_calls
+from toolcall_ft.tools.wire import as_typed
 
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

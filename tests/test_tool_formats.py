@@ -1,17 +1,28 @@
-"""Which format a model has is read off its chat template; of the templates that TRL ships, those of two formats are known."""
+"""Each family's calls: read off its chat template, written as it writes them, read back, held by a grammar; what it cannot carry is refused."""
 
+import json
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import trl
+from hypothesis import given
+from hypothesis import strategies as st
 
 from toolcall_ft.base.errors import UserError
+from toolcall_ft.generate.engines import grammar_accepts
+from toolcall_ft.generate.grammar import tool_grammar
 from toolcall_ft.template.models import load_tokenizer
-from toolcall_ft.tools.formats import HERMES, LLAMA3, TOOL_FORMATS, tool_format
+from toolcall_ft.template.rows import encode_example
+from toolcall_ft.tools.formats import HERMES, TOOL_FORMATS, tool_format
+from toolcall_ft.tools.wire import carry_problem, survives
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+EACH = pytest.mark.parametrize("form", TOOL_FORMATS, ids=lambda form: form.name)
+BY_NAME = {form.name: form for form in TOOL_FORMATS}
 
 
+@lru_cache
 def borrow(name):
     "The embedded tokenizer with the chat template of another family."
     tokenizer = load_tokenizer("tiny-qwen2")
@@ -20,29 +31,72 @@ def borrow(name):
     return tokenizer
 
 
-@pytest.mark.parametrize(
-    "name, form",
-    [
-        ("qwen2_5", HERMES),
-        ("qwen3", HERMES),
-        ("qwen3_instruct_2507", HERMES),
-        ("llama3_1", LLAMA3),
-        ("llama3_2", LLAMA3),
-    ],
+FAMILIES = {
+    "qwen2_5": "hermes",
+    "qwen3": "hermes",
+    "qwen3_instruct_2507": "hermes",
+    "qwen3_5_nothink": "qwen3.5",
+    "qwen3_5_think": "qwen3.5",
+    "qwen3_6": "qwen3.6",
+    "qwen3_8": "qwen3.6",
+    "nemotron_3_nano": "qwen3.5",
+    "llama3_1": "llama3",
+    "llama3_2": "llama3",
+    "lfm2_v2": "lfm2",
+    "lfm2_2_5": "lfm2.5",
+    "lfm2_2_5_v2": "lfm2.5",
+    "gemma4": "gemma4-first",
+    "gemma4_v2": "gemma4-first",
+    "gemma4_v3": "gemma4-first",
+    "gemma4_v4": "gemma4-first",
+    "gemma4_v5": "gemma4",
+}
+
+
+@pytest.mark.parametrize("template, name", FAMILIES.items())
+def test_a_format_is_recognised_by_its_template(template, name):
+    assert tool_format(borrow(template)) == BY_NAME[name]
+
+
+@pytest.mark.parametrize("template, name", FAMILIES.items())
+def test_a_call_is_written_as_the_template_writes_it(template, name):
+    "To the letter: the grammar and the check before training rest on it."
+    for call in CALLS:
+        turn = {"type": "function", "function": {**call, "id": "call00001"}, "id": "call00001"}
+        messages = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "", "tool_calls": [turn]},
+        ]
+        text = borrow(template).apply_chat_template(messages, tools=TOOLS, tokenize=False)
+        assert BY_NAME[name].write([call]) in text
+
+
+GRANITE = (
+    "{% for message in messages %}<|start_of_role|>{{ message.role }}<|end_of_role|>{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}"
+    "<|end_of_text|>\n{% endfor %}"
 )
-def test_known_formats_are_recognised(name, form):
-    assert tool_format(borrow(name)) is form
+
+
+def test_the_same_calls_in_other_turns_end_as_that_model_ends_them():
+    "Granite's turns have a format of their own; those of a model that nobody has seen end in its own token."
+    tokenizer = load_tokenizer("tiny-qwen2")
+    tokenizer.chat_template = GRANITE
+    assert tool_format(tokenizer) == BY_NAME["granite"]
+    tokenizer.chat_template = GRANITE.replace("start_of_role", "opens").replace(
+        "end_of_text", "closes"
+    )
+    tokenizer.eos_token = "<|closes|>"
+    assert tool_format(tokenizer).stops[0] == "<|closes|>"
 
 
 @pytest.mark.parametrize(
     "name, words",
     [
-        (
-            "qwen3_5_nothink",
-            "a format that is not known here: .*function=probe_tool.*Known are: hermes, llama3",
-        ),
-        ("lfm2_2_5_v2", "a format that is not known here: .*probe_tool"),
+        ("glm4moe", "a format that is not known here: .*probe value.*Known are: hermes, granite"),
+        ("gptoss", "a format that is not known here: .*probe value"),
         ("phi3", "leaves out tool calls"),
+        ("lfm2", "leaves out tool calls"),
         ("gemma3", "leaves out tool calls|refuses a tool call"),
     ],
 )
@@ -51,21 +105,162 @@ def test_an_unknown_one_says_what_was_seen(name, words):
         tool_format(borrow(name))
 
 
+KINDS = {
+    "text": {"type": "string"},
+    "number": {"type": "number"},
+    "count": {"type": "integer"},
+    "flag": {"type": "boolean"},
+    "maybe": {"type": ["boolean", "null"]},
+    "unit": {"type": "string", "enum": ["it's", 'b"c', "5"]},
+    "list": {"type": "array", "items": {"type": ["string", "null"]}},
+    "deep": {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]},
+}
+SAY = {"name": "say", "parameters": {"type": "object", "properties": KINDS, "required": ["text"]}}
+TOOLS = [
+    {"type": "function", "function": SAY},
+    {
+        "type": "function",
+        "function": {"name": "go", "parameters": {"type": "object", "properties": {}}},
+    },
+]
+WHOLE = {
+    "text": '5 "o\'clock" {你好}\n</b>\\',
+    "number": -2.5,
+    "count": 3,
+    "flag": True,
+    "maybe": None,
+    "unit": "it's",
+    "list": ["a, b", None, "it's"],
+    "deep": {"a": 'x "y"'},
+}
 CALLS = [
-    {"name": "find", "arguments": {}},
-    {"name": "say", "arguments": {"text": 'a "quote" } and { 你好\n', "n": [1, {"x": None}]}},
+    {"name": "say", "arguments": WHOLE},
+    {"name": "say", "arguments": {"text": "5"}},
+    {"name": "say", "arguments": {"text": "", "flag": False}},
+    {"name": "go", "arguments": {}},
 ]
 
 
-@pytest.mark.parametrize("form", TOOL_FORMATS, ids=lambda form: form.name)
+@EACH
 def test_what_is_written_is_read_and_half_of_it_is_no_call(form):
     for call in CALLS:
         text = form.write([call])
-        assert form.parse(text) == ("", [call], [])
-        assert all(form.parse(text + stop) == ("", [call], []) for stop in form.stops)
-        assert all(form.parse(text[:end])[1] == [] for end in range(len(text)))
+        assert form.parse(text, TOOLS) == ("", [call], [])
+        assert json.dumps(form.parse(text, TOOLS)[1]) == json.dumps([in_order(form, call)])
+        assert all(form.parse(text + stop, TOOLS) == ("", [call], []) for stop in form.stops)
+        assert all(form.parse(text[:end], TOOLS)[1] == [] for end in range(len(text)))
     if form.between is None:
         with pytest.raises(UserError, match="one call a turn"):
             form.write(CALLS)
     else:
-        assert form.parse(form.write(CALLS)) == ("", CALLS, [])
+        assert form.parse(form.write(CALLS), TOOLS) == ("", CALLS, [])
+
+
+def in_order(form, call):
+    "A call with its keys in the order in which its family writes them."
+    sort = form.notation.sorted_keys
+    ordered = lambda value: (
+        {key: ordered(value[key]) for key in (sorted(value) if sort else value)}
+        if isinstance(value, dict)
+        else value
+    )
+    return {"name": call["name"], "arguments": ordered(call["arguments"])}
+
+
+@EACH
+def test_words_beside_a_call_are_content_and_what_is_only_thought_is_no_call(form):
+    if not form.tags:
+        return  # Llama's call is the whole answer: tests/test_llama3.py
+    text = form.write([CALLS[1]])
+    assert form.parse(f"Let me see.\n{text}", TOOLS) == ("Let me see.", [CALLS[1]], [])
+    content, calls, errors = form.parse(f"<think>\nI could write {text}", TOOLS)
+    assert calls == [] and errors == ["the thought is not closed by </think>"]
+    content, calls, errors = form.parse(f"<think>\n{text}\n</think>\n\n{text}", TOOLS)
+    assert calls == [CALLS[1]] and errors == [] and content.endswith("</think>")
+    assert form.parse(f"{text[:-4]} and on", TOOLS)[1] == []
+    broken, good = text.replace("say", "say\x00", 1)[: len(text) // 2], form.parse(text, TOOLS)
+    assert form.parse(broken, TOOLS)[1] == [] and good[1]
+
+
+@EACH
+def test_the_grammar_holds_what_is_written_and_nothing_else(form):
+    grammar = tool_grammar(TOOLS, form=form)
+    for call in CALLS:
+        assert grammar_accepts(grammar, form.write([call])), call
+        assert not grammar_accepts(grammar, form.write([call])[:-1])
+    for wrong in (
+        {"text": "a", "count": "x"},
+        {"text": "a", "unit": "zz"},
+        {"text": "a", "list": [1]},
+        {"text": "a", "deep": {}},
+        {"text": "a", "other": 1},
+        {"flag": True},
+    ):
+        assert not grammar_accepts(grammar, form.write([{"name": "say", "arguments": wrong}])), (
+            wrong
+        )
+    assert not grammar_accepts(grammar, form.write([{"name": "nothing", "arguments": {}}]))
+    assert grammar_accepts(grammar, "Hello {there}, 1 < 2.")
+    if form.between is not None:
+        assert grammar_accepts(grammar, form.write(CALLS[:3]))
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ["</parameter>", "\n", "'", "', x='", '<|"|>', "</tool_call>", "true", "None", "1", "}", ")]"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=6,
+)
+ARGUMENTS = st.fixed_dictionaries(
+    {"text": TEXTS},
+    optional={
+        "count": st.integers(-(10**12), 10**12),
+        "flag": st.booleans(),
+        "list": st.lists(TEXTS | st.none(), max_size=3),
+        "any": VALUES,
+    },
+)
+
+
+@EACH
+@given(arguments=ARGUMENTS)
+def test_a_call_survives_or_is_refused(form, arguments):
+    "Whatever the values are, no other call is ever read than the one that was meant, or training refuses it."
+    call = {"name": "say", "arguments": arguments}
+    problem = carry_problem(form, [call], TOOLS)
+    assert bool(problem) != survives(form, [call], TOOLS)
+    if form.notation.escape == "json" and not form.notation.values:
+        assert problem == "", "JSON carries everything"
+
+
+@pytest.mark.parametrize(
+    "template, value",
+    [("qwen3_5_nothink", "a\n</parameter>\nb"), ("lfm2_2_5_v2", "x', loud='y")],
+)
+def test_a_value_that_a_format_cannot_carry_is_refused_before_training(template, value):
+    call = {"type": "function", "function": {"name": "say", "arguments": {"text": value}}}
+    example = {
+        "messages": [
+            {"role": "user", "content": "Say it."},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ],
+        "tools": TOOLS,
+    }
+    with pytest.raises(UserError, match="the argument 'text' of a call of say: models of the form"):
+        encode_example(example, borrow(template))
+    call["function"]["arguments"]["text"] = value[:1]
+    assert encode_example(example, borrow(template))["labels"]
+
+
+def test_a_value_without_a_type_is_read_by_the_schema():
+    form = BY_NAME["qwen3.5"]
+    text = "<tool_call>\n<function=say>\n<parameter=text>\n5\n</parameter>\n<parameter=count>\n5\n</parameter>\n</function>\n</tool_call>"
+    assert form.parse(text, TOOLS)[1] == [{"name": "say", "arguments": {"text": "5", "count": 5}}]
+    assert form.parse(text)[1] == [{"name": "say", "arguments": {"text": 5, "count": 5}}]
+
+
+def test_hermes_is_the_default():
+    text = HERMES.write([CALLS[1]])
+    assert grammar_accepts(tool_grammar(TOOLS), text)

@@ -41,7 +41,7 @@ def generate_answers(
             model, tokenizer, [prompts[i] for i in batch], grammar, engine, max_new_tokens
         )
         for i, row in zip(batch, rows):
-            answers[i] = read_answer(tokenizer, row) | {"seconds": time.perf_counter() - start}
+            answers[i] = read_answer(tokenizer, row, tools) | {"seconds": time.perf_counter() - start}
     return answers
 
 # %% ../../nbs/04_constrained_generation.ipynb #c019

@@ -7,12 +7,14 @@ __all__ = ['tool_grammar', 'grammar_notes']
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c002
 import math
+import re
 
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
 from .plain import KIND_OF, REPEATS, Plain, flatten, plain, widest
 from ..tools.check import closed, fits
 from ..tools.formats import HERMES, ToolFormat
+from ..tools.notation import JSON, Notation, dump_value
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c005
 def literal(
@@ -128,6 +130,84 @@ def json_rules(
     }
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c018
+def other_notations(
+    notation: Notation,  # of a call's arguments
+) -> list:  # of notations, without JSON
+    "A notation and all that are used inside of it."
+    found = []
+    waiting = [notation]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and each != JSON and each not in found:
+            found.append(each)
+            waiting += [each.values, each.lists, each.objects]
+    return found
+
+# %% ../../nbs/lib/generate/grammar.ipynb #c019
+def guard_tags(
+    form: ToolFormat,
+) -> tuple:  # of texts
+    "The texts that no value may hold: the tags of calls, and the marks that end a value."
+    marks = [form.notation.after, *form.notation.quotes]
+    return tuple(dict.fromkeys([*form.tags, *re.findall(r"<[^<>\s]+>", "".join(marks))]))
+
+# %% ../../nbs/lib/generate/grammar.ipynb #c020
+ESCAPES = {"json": "escape", "python": "python-escape", "": None}
+
+
+def string_rules(
+    notation: Notation,
+    tags: tuple,  # that no text may hold
+) -> dict:  # name -> expression
+    "The rules for a text that is not written as JSON."
+    name, (opening, closing) = f"{notation.prefix}string", notation.quotes
+    if notation.escape == "python":
+        rules = {"python-escape": r'"\\" [\\\x22\x27nrt]'}
+        text = untagged_rules(name, literal(closing), "'\\", escape="python-escape", tags=tags)
+    elif notation.ahead:  # a quotation mark ends a text only where an argument or the call ends
+        rules = {"inner-quote": f"{literal(closing)} {characters(',)' + closing)}"}
+        text = untagged_rules(name, literal(closing), closing, "\n\t", "inner-quote", tags)
+    else:
+        rules, text = {}, untagged_rules(name, literal(closing), also="\n\t", tags=tags)
+    return {name: f"{spaced(opening)}{name}-chars"} | rules | text
+
+# %% ../../nbs/lib/generate/grammar.ipynb #c021
+def object_rules(
+    notation: Notation,
+) -> dict:  # name -> expression
+    "The rules for an object of which nothing is known."
+    own, inner = notation.prefix, notation.values or notation
+    opening, closing = notation.brackets
+    pair = f"{any_key(notation)} {inner.prefix}value {spaced(notation.after)}"
+    end = literal(closing)
+    return {
+        f"{own}object": f"{spaced(opening)}({end} | {own}members)",
+        f"{own}members": f"{pair}({end} | {spaced(notation.comma)}{own}members)",
+        f"{own}key": "[a-zA-Z0-9_.-]+",
+    }
+
+# %% ../../nbs/lib/generate/grammar.ipynb #c022
+def notation_rules(
+    notation: Notation,
+    tags: tuple,  # that no text may hold
+) -> dict:  # name -> expression
+    "The rules for values that are not written as JSON, all with the prefix of the notation."
+    own = notation.prefix
+    if notation.values:  # it only writes objects
+        return object_rules(notation)
+    lists, objects = (notation.lists or notation).prefix, (notation.objects or notation).prefix
+    true, false, null = map(literal, notation.words)
+    item = f"{own}value ({spaced(notation.comma)}{own}value)*"
+    return {
+        f"{own}boolean": f"{true} | {false}",
+        f"{own}null": null,
+        f"{own}value": f"{own}string | number | {own}boolean | {own}null | {lists}array | {objects}object",
+        f"{own}array": f'"[" ({item})? "]"',
+        **string_rules(notation, tags),
+        **object_rules(notation),
+    }
+
+# %% ../../nbs/lib/generate/grammar.ipynb #c024
 PLACES = (
     2_000  # different schemas in the arguments of a tool; with more than that, references multiply
 )
@@ -161,7 +241,7 @@ class Rules(dict):
             values=[value for value in option.values if fits(value, schema, self.top)]
         )
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c019
+# %% ../../nbs/lib/generate/grammar.ipynb #c025
 def possible(
     schema,
     rules: Rules,
@@ -178,7 +258,7 @@ def possible(
         rules.fitting.add(place)
     return True
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c020
+# %% ../../nbs/lib/generate/grammar.ipynb #c026
 def possible_kinds(option: Plain, rules: Rules, inside: tuple = ()) -> list:  # of `JSON_TYPES`
     "The types of which a value fits; an integer is not named beside a number."
     if option.values is not None:
@@ -196,14 +276,15 @@ def possible_kinds(option: Plain, rules: Rules, inside: tuple = ()) -> list:  # 
         kinds = [kind for kind in kinds if kind != "array"]
     return [kind for kind in kinds if kind != "integer" or "number" not in kinds]
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c021
+# %% ../../nbs/lib/generate/grammar.ipynb #c027
 def value_rule(
     schema,  # a piece of JSON Schema that some value fits
     name: str,  # for the rule, if one has to be added
     rules: Rules,  # rules are added
+    notation: Notation = JSON,  # in which the value is written
 ) -> str:
-    "A GBNF expression for the JSON texts that fit `schema`."
-    place = dump_json(schema)
+    "A GBNF expression for the texts that fit `schema`."
+    place = notation.prefix + dump_json(schema)
     if place in rules.names:
         return rules.names[place]
     rules.names[place] = name  # known before its parts are: a schema may contain itself
@@ -211,7 +292,9 @@ def value_rule(
     options = rules.options(schema)
     names = [name] if len(options) == 1 else [f"{name}-or-{i}" for i in range(len(options))]
     expression = choice(
-        part for one, option in zip(names, options) for part in option_rules(option, one, rules)
+        part
+        for one, option in zip(names, options)
+        for part in option_rules(option, one, rules, notation)
     )
     if name in expression:
         rules[name] = expression
@@ -220,49 +303,72 @@ def value_rule(
         rules.names[place] = expression
     return rules.names[place]
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c022
-def option_rules(option: Plain, name: str, rules: Rules) -> list:
+# %% ../../nbs/lib/generate/grammar.ipynb #c028
+SHARED = ("number", "integer")  # written alike in all notations
+
+
+def option_rules(option: Plain, name: str, rules: Rules, notation: Notation) -> list:
     "An expression for each type that an alternative has."
     if option.values is not None:
-        return [literal(dump_json(value)) for value in option.values]
+        return [literal(dump_value(value, notation)) for value in option.values]
     if option == plain({})._replace(unheld=option.unheld, either=option.either):
-        return ["value"]
-    own = {"object": object_rule, "array": array_rule}
+        return [f"{notation.prefix}value"]
+    rule_of = {kind: lambda kind=kind: kind for kind in SHARED} | {
+        "object": lambda: object_rule(option, name, rules, notation.objects or notation),
+        "array": lambda: array_rule(option, name, rules, notation.lists or notation),
+    }
     kinds = possible_kinds(option, rules)
-    return [own[kind](option, name, rules) if kind in own else kind for kind in kinds]
+    return [rule_of[kind]() if kind in rule_of else notation.prefix + kind for kind in kinds]
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c023
-def object_rule(option: Plain, name: str, rules: Rules) -> str:
+# %% ../../nbs/lib/generate/grammar.ipynb #c029
+def spaced(text: str) -> str:  # with a blank behind it; "" for nothing
+    "A literal in front of something."
+    return f"{literal(text)} " if text else ""
+
+# %% ../../nbs/lib/generate/grammar.ipynb #c030
+def any_key(notation: Notation) -> str:
+    "The expression for a key that no schema names, with all that stands before its value."
+    key = f"{notation.prefix}key" if notation.bare_keys else f"{notation.prefix}string"
+    return f"{spaced(notation.before_key)}{key} {literal(notation.colon)}"
+
+# %% ../../nbs/lib/generate/grammar.ipynb #c031
+def object_rule(option: Plain, name: str, rules: Rules, notation: Notation) -> str:
     "The expression for an object: named keys in their order, then others, if they are allowed."
-    named = [
-        (key, option.key(key)) for key in dict.fromkeys([*option.properties, *option.required])
-    ]
-    parts = [(key, part) for key, part in named if possible(part, rules)]
+    keys = notation.order(dict.fromkeys([*option.properties, *option.required]))
+    parts = [(key, option.key(key)) for key in keys if possible(option.key(key), rules)]
     extra = True if option.extra is None else option.extra
     if not parts and extra in (True, {}):
-        return "object"
+        return f"{notation.prefix}object"
+    opening, closing = spaced(notation.brackets[0]), literal(notation.brackets[1])
+    inner, after, comma = (
+        notation.values or notation,
+        spaced(notation.after),
+        spaced(notation.comma),
+    )
     last = len(parts)
-    rules[f"{name}-first-{last}"] = rules[f"{name}-next-{last}"] = '"}"'
+    rules[f"{name}-first-{last}"] = rules[f"{name}-next-{last}"] = closing
     if possible(extra, rules):
-        pair = f'string ": " {value_rule(extra, f"{name}-extra", rules)} {name}-next-{last}'
+        value = value_rule(extra, f"{name}-extra", rules, inner)
+        pair = f"{any_key(notation)} {value} {after}{name}-next-{last}"
         rules[f"{name}-first-{last}"] += f" | {pair}"
-        rules[f"{name}-next-{last}"] += f' | ", " {pair}'
+        rules[f"{name}-next-{last}"] += f" | {comma}{pair}"
     for i, (key, part) in reversed(list(enumerate(parts))):
-        pair = f"{literal(dump_json(key) + ': ')} {value_rule(part, f'{name}-{i}', rules)} {name}-next-{i + 1}"
-        for state, comma in (("first", ""), ("next", '", " ')):
+        value = value_rule(part, f"{name}-{i}", rules, inner)
+        pair = f"{literal(notation.key(key))} {value} {after}{name}-next-{i + 1}"
+        for state, before in (("first", ""), ("next", comma)):
             skip = "" if key in option.required else f" | {name}-{state}-{i + 1}"
-            rules[f"{name}-{state}-{i}"] = comma + pair + skip
-    return f'"{{" {name}-first-0'
+            rules[f"{name}-{state}-{i}"] = before + pair + skip
+    return f"{opening}{name}-first-0"
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c024
-def array_rule(option: Plain, name: str, rules: Rules) -> str:
+# %% ../../nbs/lib/generate/grammar.ipynb #c032
+def array_rule(option: Plain, name: str, rules: Rules, notation: Notation) -> str:
     "The expression for an array: so many items as the schema counts, then, if it does not say how many, any number."
     if (
         not option.prefix
         and option.items in (True, {})
         and (option.low, option.high) == (0, math.inf)
     ):
-        return "array"
+        return f"{notation.prefix}array"
     first = len(option.prefix)
     low = min(option.low, REPEATS)
     wrong = [place for place in range(first + 1) if not possible(option.item(place), rules)]
@@ -271,7 +377,8 @@ def array_rule(option: Plain, name: str, rules: Rules) -> str:
 
     def item(place):
         own = f"{name}-item-{place}" if place < first else f"{name}-item"
-        return ('", " ' if place else "") + value_rule(option.item(place), own, rules)
+        comma = spaced(notation.comma) if place else ""
+        return comma + value_rule(option.item(place), own, rules, notation)
 
     items = "" if high <= REPEATS else f"({item(counted)})*"
     for place in reversed(range(counted)):
@@ -280,7 +387,7 @@ def array_rule(option: Plain, name: str, rules: Rules) -> str:
             items = f"({items})?"
     return f'"[" {items} "]"'
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c026
+# %% ../../nbs/lib/generate/grammar.ipynb #c034
 def call_rules(
     tools: list,  # OpenAI schemas, cleaned
     form: ToolFormat,
@@ -292,14 +399,20 @@ def call_rules(
         own = Rules(function.get("parameters") or {"type": "object"})
         if not possible(own.top, own):
             continue
-        start, end = literal(form.before(function["name"])), literal(form.after)
-        rules[f"call-{i}"] = f"{start} {value_rule(own.top, f'tool-{i}', own)} {end}"
+        before, after = form.before(function["name"]), form.after
+        if not form.together:
+            before, after = form.opening + before, after + form.closing
+        arguments = value_rule(own.top, f"tool-{i}", own, form.notation)
+        rules[f"call-{i}"] = f"{literal(before)} {arguments} {spaced(after)}".rstrip()
         rules |= own
         calls.append(f"call-{i}")
-    more = "" if form.between is None else f" ({literal(form.between)} call)*"
-    return {"calls": f"call{more}", "call": choice(calls)} | rules if calls else {}
+    more = "" if form.between is None else f" ({spaced(form.between)}call)*"
+    whole = f"call{more}"
+    if form.together:
+        whole = f"{literal(form.opening)} {whole} {literal(form.closing)}"
+    return {"calls": whole, "call": choice(calls)} | rules if calls else {}
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c027
+# %% ../../nbs/lib/generate/grammar.ipynb #c035
 def text_rules(form: ToolFormat) -> dict:  # name -> expression
     "The rules for plain text, which no reader takes for a call."
     space, tags = "\n\t", tuple(form.tags)
@@ -310,7 +423,7 @@ def text_rules(form: ToolFormat) -> dict:  # name -> expression
         text = f"[ \\n\\t]* {characters(form.call_starts + ' ')} text-chars"
     return {"text": text} | untagged_rules("text", '""', also=space, tags=tags)
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c028
+# %% ../../nbs/lib/generate/grammar.ipynb #c036
 def tool_grammar(
     tools: list,  # OpenAI schemas, cleaned
     required: bool = False,  # no plain answer
@@ -326,9 +439,13 @@ def tool_grammar(
     root = "text" if not calls else "calls" if required else "text | calls"
     text = text_rules(form)
     rules = {"root": root, "text": text.pop("text")}
-    return grammar_text(rules | calls | json_rules(tags=tuple(form.tags)) | text)
+    guard = guard_tags(form)
+    values = json_rules(tags=guard)
+    for notation in other_notations(form.notation):
+        values |= notation_rules(notation, guard)
+    return grammar_text(rules | calls | values | text)
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c029
+# %% ../../nbs/lib/generate/grammar.ipynb #c037
 def unheld_inside(
     schema,  # a piece of JSON Schema
     rules: Rules,
@@ -341,7 +458,7 @@ def unheld_inside(
     seen.add(place)
     return set().union(*(unheld_of(option, rules, seen) for option in rules.options(schema)))
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c030
+# %% ../../nbs/lib/generate/grammar.ipynb #c038
 def unheld_of(option: Plain, rules: Rules, seen: set) -> set:
     "The same for one alternative. Values are checked before they become a rule."
     if option.values is not None:
@@ -356,14 +473,14 @@ def unheld_of(option: Plain, rules: Rules, seen: set) -> set:
             found.add("properties")
     return found.union(*(unheld_inside(part, rules, seen) for part in inside))
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c031
+# %% ../../nbs/lib/generate/grammar.ipynb #c039
 def sentence(keyword: str) -> str:
     "What the grammar does about a keyword."
     if keyword != "properties":
         return f"'{keyword}' is checked after, not held by the grammar"
     return "'properties' is held in their order; one that comes later, among other keys, is checked after"
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c032
+# %% ../../nbs/lib/generate/grammar.ipynb #c040
 def grammar_notes(
     tools: list,  # OpenAI schemas, cleaned
 ) -> list:  # sentences, one for each tool, argument and keyword

@@ -27,12 +27,13 @@ def request_prompt(
 def read_answer(
     tokenizer,
     row: list,  # generated token ids
+    tools: list = (),  # of the request; a format without types needs them
 ) -> dict:  # {"content", "calls", "errors", "text"}
     "Generated tokens as an answer."
     whole = row[-1:] == [tokenizer.eos_token_id]
     text = tokenizer.decode(
         row[:-1] if whole else row, skip_special_tokens=False, clean_up_tokenization_spaces=False
     ).strip()
-    content, calls, errors = tool_format(tokenizer).parse(text)
+    content, calls, errors = tool_format(tokenizer).parse(text, tools)
     errors = errors if whole else [f"{CUT_OFF} after {len(row)} tokens", *errors]
     return {"content": content, "calls": calls, "errors": errors, "text": text}

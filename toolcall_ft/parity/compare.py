@@ -85,14 +85,15 @@ NEAR_TIE = 0.25  # logits: below it the best token is at most 1.28 times as prob
 def unread_call(
     answer: dict,  # from a predictor
     form: ToolFormat,  # of the model
+    tools: list = (),  # of the request
 ) -> str:  # the text; empty if there is none
     "The text of an answer in which there is a call that nobody took out of it."
-    content, calls, _ = form.parse(answer["text"])
+    content, calls, _ = form.parse(answer["text"], tools)
     if (content, calls) == (answer["content"], answer["calls"]):
         text = answer["text"]  # not a server's, which is JSON
     else:
         text = "" if answer["calls"] else answer["content"]
-    _, calls, errors = form.parse(text)
+    _, calls, errors = form.parse(text, tools)
     return text if errors or calls != answer["calls"] else ""
 
 # %% ../../nbs/lib/parity/compare.ipynb #c012
@@ -125,7 +126,8 @@ def answer_ids(
     thinking: bool = None,  # as in training
 ) -> list:  # token ids; None if they cannot be known
     "The tokens that a model writes to give an answer, in the form of training. Errors as in `encode_example`."
-    text, cut_off = unread_call(answer, tool_format(tokenizer)), cut_offs(answer)
+    text = unread_call(answer, tool_format(tokenizer), request["tools"])
+    cut_off = cut_offs(answer)
     if answer.get("unanswered") or not (text or all(cut_off)):
         return None
     if "\ufffd" in show_answer(answer):
@@ -196,7 +198,7 @@ def judge(
     held = fits(two, case["tools"]) and not fits(one, case["tools"])
     return "held to schema" if held else "unexplained"
 
-# %% ../../nbs/lib/parity/compare.ipynb #c019
+# %% ../../nbs/lib/parity/compare.ipynb #c021
 def differing_answers(
     cases: list,  # the requests
     first: dict,
@@ -226,7 +228,7 @@ def differing_answers(
         )
     return found
 
-# %% ../../nbs/lib/parity/compare.ipynb #c021
+# %% ../../nbs/lib/parity/compare.ipynb #c023
 def runtime_answers(
     runtime,  # with `answer`, or a server with `url` and `model`
     examples: list,  # to ask; none: nothing is asked
@@ -247,7 +249,7 @@ def runtime_answers(
         "evaluation": {key: value for key, value in evaluation.items() if key != "failures"},
     }
 
-# %% ../../nbs/lib/parity/compare.ipynb #c022
+# %% ../../nbs/lib/parity/compare.ipynb #c024
 def runtime_row(
     runtime,  # a runtime; a server is started, and stopped again
     cases: list,
@@ -270,7 +272,7 @@ def runtime_row(
     except UserError as error:
         return {"failed": str(error)}
 
-# %% ../../nbs/lib/parity/compare.ipynb #c023
+# %% ../../nbs/lib/parity/compare.ipynb #c025
 def count_row(
     row: dict,  # from `runtime_row`, with "differing" if its answers were compared
     kinds: Counter,  # cases of each kind
@@ -290,14 +292,14 @@ def count_row(
         }
     return row | counts
 
-# %% ../../nbs/lib/parity/compare.ipynb #c025
+# %% ../../nbs/lib/parity/compare.ipynb #c027
 def other_calls(
     row: dict,  # of a runtime
 ) -> list:  # of its differing answers
     "The answers whose calls are not those of the first runtime."
     return [found for found in row.get("differing", []) if not found["same calls"]]
 
-# %% ../../nbs/lib/parity/compare.ipynb #c026
+# %% ../../nbs/lib/parity/compare.ipynb #c028
 EXPLAINED = (
     "near tie",
     "held to schema",

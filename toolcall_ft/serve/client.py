@@ -16,8 +16,9 @@ from ..base.jsontext import dump_json, parse_json
 from ..data.rewrite import open_client
 from ..generate.reading import CUT_OFF
 from ..template.rows import encode_prompt
-from ..tools.formats import ToolFormat, as_typed, parse_calls, tool_format
+from ..tools.formats import ToolFormat, parse_calls, tool_format
 from ..tools.normalize import normalize_messages
+from ..tools.wire import as_typed
 
 # %% ../../nbs/lib/serve/client.ipynb #c005
 def wire_call(
@@ -188,10 +189,11 @@ def ids_body(
 def read_completion(
     choice: dict,  # the first of a completion
     form: ToolFormat,  # of the model
+    tools: list = (),  # of the request
 ) -> dict:  # an answer, without its seconds
     "A server's text as an answer."
     text = choice["text"].removesuffix(form.stops[0])
-    content, calls, errors = form.parse(text)
+    content, calls, errors = form.parse(text, tools)
     errors = errors + finish_errors(choice["finish_reason"])
     return {"content": content, "calls": calls, "errors": errors, "text": text}
 
@@ -207,7 +209,7 @@ def ask_by_ids(
     try:
         body = ids_body(request, tokenizer, settings)
         choice = ask_json(f"{url}/v1/completions", body, 300)["choices"][0]
-        answer = read_completion(choice, tool_format(tokenizer))
+        answer = read_completion(choice, tool_format(tokenizer), request.get("tools"))
     except UserError as error:
         answer = server_error(str(error), "refused" if isinstance(error, Refused) else "lost")
     except (LookupError, TypeError, AttributeError) as error:

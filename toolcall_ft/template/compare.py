@@ -84,7 +84,7 @@ def name_field(
     for form in TOOL_FORMATS:
         call = form.open_call(before)
         if call:
-            return "arguments of a call" if f'"{form.arguments}"' in call else "name of a call"
+            return "arguments of a call" if form.arguments in call else "name of a call"
     return "header" if "\n" not in before else "content"
 
 # %% ../../nbs/lib/template/compare.ipynb #c011

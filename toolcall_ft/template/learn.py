@@ -13,6 +13,7 @@ from itertools import chain, repeat
 from ..base.errors import UserError
 from .control import added_tokens, split_tokenizer
 from .habits import PROBE_LOOP, PROBES, render, scan_turns, template_habits
+from ..tools.formats import known_format
 
 # %% ../../nbs/lib/template/learn.ipynb #c005
 def label_pieces(
@@ -253,7 +254,7 @@ def learn_template(
     template: str,  # its chat template
     added_now: str,  # from `added_tokens`
     thinking: bool = None,  # as in `render`
-) -> dict:  # opener, closer, ending, regular, tools, habits, and what `encode_texts` needs
+) -> dict:  # opener, closer, ending, regular, tools, habits, form, and what `encode_texts` needs
     "All that encoding needs to know of a tokenizer and its template; errors of `turn_marks` and `proven_parts`"
     opener, closer, text = turn_marks(tokenizer, thinking)
     habits = template_habits(tokenizer, thinking)
@@ -266,6 +267,7 @@ def learn_template(
         "regular": marked and scanned,
         "tools": any(shows_tools(shown) for shown, _ in probes),
         "habits": habits,
+        "form": known_format(tokenizer, template),
     }
     return facts | {"ending": turn_ending(tokenizer, closer, facts)}
 

@@ -6,9 +6,15 @@
 __all__ = []
 
 # %% ../../nbs/lib/template/spans.ipynb #c002
+import json
+
 from ..base.errors import UserError, nearest
+from ..base.jsontext import dump_json
+from .control import MARK, hide_control_tokens
 from .habits import render, scan_turns, template_habits
 from .learn import defined_turns, template_facts, turn_texts
+from ..tools.normalize import tidy_call
+from ..tools.wire import carry_problem
 
 # %% ../../nbs/lib/template/spans.ipynb #c003
 TRAIN_ON = ("assistant", "last", "calls")
@@ -70,6 +76,24 @@ def refuse_lost_tools(
         )
 
 # %% ../../nbs/lib/template/spans.ipynb #c006
+def refuse_lost_calls(
+    example: dict,  # {"messages", "tools"}
+    facts: dict,  # from `template_facts`
+) -> None:
+    "Raise `UserError` for calls that could not be read back from what the template writes"
+    form, hide = facts["form"], facts["habits"]["apart"]["hide"]
+    for message in example["messages"] if form else ():
+        functions = [tidy_call(call)["function"] for call in message.get("tool_calls") or ()]
+        if functions:
+            hidden = dump_json(hide_control_tokens(functions, hide)).replace(MARK, "")
+            calls = [
+                {key: each[key] for key in ("name", "arguments")} for each in json.loads(hidden)
+            ]
+            problem = carry_problem(form, calls, example.get("tools") or [])
+            if problem:
+                raise UserError(problem)
+
+# %% ../../nbs/lib/template/spans.ipynb #c007
 def turn_spans(
     example: dict,  # {"messages", "tools"}
     text: str,  # the whole of it, rendered
@@ -82,7 +106,7 @@ def turn_spans(
         return scan_turns(text, facts["opener"], facts["closer"])
     return defined_turns(example, text, tokenizer, thinking, habits=facts["habits"])
 
-# %% ../../nbs/lib/template/spans.ipynb #c007
+# %% ../../nbs/lib/template/spans.ipynb #c008
 def training_texts(
     example: dict,  # {"messages", "tools"}
     tokenizer,  # with a chat template
@@ -99,6 +123,7 @@ def training_texts(
     text = render(example, tokenizer, thinking=thinking, habits=habits)
     turns = wanted_turns(example, train_on)
     refuse_lost_tools(example, tokenizer, facts)
+    refuse_lost_calls(example, facts)
     spans = turn_spans(example, text, tokenizer, thinking, facts=facts)
     if len(spans) != len(turns):
         raise UserError(
