@@ -152,16 +152,13 @@ def guard_tags(
     return tuple(dict.fromkeys([*form.tags, *re.findall(r"<[^<>\s]+>", "".join(marks))]))
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c020
-ESCAPES = {"json": "escape", "python": "python-escape", "": None}
-
-
 def string_rules(
     notation: Notation,
     tags: tuple,  # that no text may hold
 ) -> dict:  # name -> expression
     "The rules for a text that is not written as JSON."
     name, (opening, closing) = f"{notation.prefix}string", notation.quotes
-    if notation.escape == "python":
+    if notation.escape in ("python", "repr"):
         rules = {"python-escape": r'"\\" [\\\x22\x27nrt]'}
         text = untagged_rules(name, literal(closing), "'\\", escape="python-escape", tags=tags)
     elif notation.ahead:  # a quotation mark ends a text only where an argument or the call ends
@@ -169,7 +166,11 @@ def string_rules(
         text = untagged_rules(name, literal(closing), closing, "\n\t", "inner-quote", tags)
     else:
         rules, text = {}, untagged_rules(name, literal(closing), also="\n\t", tags=tags)
-    return {name: f"{spaced(opening)}{name}-chars"} | rules | text
+    whole = f"{spaced(opening)}{name}-chars"
+    if notation.escape == "repr":  # a text with an apostrophe stands in quotation marks
+        double = untagged_rules(f"{name}-double", r'"\""', '"\\', escape="python-escape", tags=tags)
+        whole, text = rf'{whole} | "\"" {name}-double-chars', text | double
+    return {name: whole} | rules | text
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c021
 def object_rules(

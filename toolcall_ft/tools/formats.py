@@ -92,7 +92,7 @@ def python_notation(
     **texts,  # how texts and lists are written
 ) -> Notation:
     "Named arguments in round brackets; objects as JSON."
-    values = replace(PYTHON, prefix="field-", objects=JSON, **texts)
+    values = replace(PYTHON, prefix="field-", objects=JSON, **{"escape": "python", **texts})
     return Notation("top-", brackets=("(", ")"), colon="=", bare_keys=True, values=values)
 
 # %% ../../nbs/lib/tools/formats.ipynb #c014

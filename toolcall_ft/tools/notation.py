@@ -19,7 +19,7 @@ class Notation:
     prefix: str = ""  # of its rules in a grammar
     words: tuple = ("true", "false", "null")
     quotes: tuple = ('"', '"')  # around a text
-    escape: str = "json"  # what a backslash does in a text: json, python, or nothing
+    escape: str = "json"  # of texts: json, python, repr (as Python prints them), or nothing
     ahead: str = ""  # without escapes: a pattern of what follows the closing quote
     comma: str = ", "
     brackets: tuple = ("{", "}")  # around an object
@@ -44,7 +44,7 @@ class Notation:
 JSON = Notation()
 
 # %% ../../nbs/lib/tools/notation.ipynb #c006
-PYTHON = Notation("python-", ("True", "False", "None"), quotes=("'", "'"), escape="python")
+PYTHON = Notation("python-", ("True", "False", "None"), quotes=("'", "'"), escape="repr")
 
 # %% ../../nbs/lib/tools/notation.ipynb #c008
 PYTHON_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"}
@@ -55,8 +55,8 @@ def dump_text(
     notation: Notation,
 ) -> str:
     "A text as a notation writes it."
-    if notation.escape == "json":
-        return dump_json(text)
+    if notation.escape in ("json", "repr"):
+        return dump_json(text) if notation.escape == "json" else repr(text)
     if notation.escape == "python":
         text = "".join(PYTHON_ESCAPES.get(letter, letter) for letter in text)
     return text.join(notation.quotes)
@@ -96,7 +96,9 @@ WORDS = {"true": True, "false": False, "null": None, "True": True, "False": Fals
 SCALAR = re.compile(r"[\w.+-]+")
 NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
-ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+ESCAPE = re.compile(
+    r"\\(?:(?:u([0-9a-f]{4})|x([0-9a-f]{2})|U([0-9a-f]{8}))|(.))", re.DOTALL | re.IGNORECASE
+)
 BLANK = re.compile(r"\s*")
 
 # %% ../../nbs/lib/tools/notation.ipynb #c015
@@ -114,8 +116,8 @@ def expect(text: str, place: int, mark: str) -> int:
 # %% ../../nbs/lib/tools/notation.ipynb #c017
 def unescape(found: re.Match) -> str:
     "The letter that an escape stands for."
-    code = found[1] or found[2]
-    return chr(int(code, 16)) if code else UNESCAPED.get(found[3], found[3])
+    code = found[1] or found[2] or found[3]
+    return chr(int(code, 16)) if code else UNESCAPED.get(found[4], found[4])
 
 # %% ../../nbs/lib/tools/notation.ipynb #c018
 def load_text(
