@@ -61,6 +61,7 @@ def read_yaml(
 
 # %% ../nbs/lib/config.ipynb #c008
 OPTIONAL_TYPES = {
+    "data.test_logs": list,
     "evaluate.limit": int,
     "serve.threads": int,
     "train.thinking": bool,
@@ -187,7 +188,8 @@ def resolve_paths(
     absolute = lambda path: os.path.abspath(folder / Path(path).expanduser())
     config["run"] = absolute(config["run"])
     data = config["data"]
-    data["logs"] = [absolute(path) for path in data["logs"]]
+    for key in ("logs", "test_logs"):
+        data[key] = [absolute(path) for path in data[key] or ()]
     data.update(
         {
             key: absolute(data[key])

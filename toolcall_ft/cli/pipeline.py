@@ -182,7 +182,7 @@ def log_files(
 ) -> list:  # of paths
     "What the data is made of: logs, tools, and a dataset_info.json."
     data = config["data"]
-    return [*data["logs"], *filter(None, (data["tools"], data["dataset_info"]))]
+    return [*data["logs"], *data["test_logs"], *filter(None, (data["tools"], data["dataset_info"]))]
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c017
 def data_stage() -> Stage:

@@ -70,7 +70,7 @@ def check_inputs(
     config: dict,  # the configuration
 ) -> None:  # nothing; UserError if a file is not there
     "Are the logs and the tools there?"
-    for key in ("logs", "tools"):
+    for key in ("logs", "test_logs", "tools"):
         files = config["data"][key]
         for file in [files] if isinstance(files, str) else files:
             if "://" not in file and not Path(file).exists():

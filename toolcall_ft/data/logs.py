@@ -17,6 +17,7 @@ from ..base.errors import UserError
 from ..base.files import read_json
 from ..base.jsontext import dump_json
 from .examples import calls_of, convert_records, some
+from .split import split_rows
 from ..tools.load import read_tools
 
 # %% ../../nbs/lib/data/logs.ipynb #c004
@@ -44,7 +45,7 @@ def convert_logs(
 ):
     "Yields (kind, value, format, file, line) for each record of all log files, as `convert_records` does."
     tools = read_tools(data["tools"])
-    for path in data["logs"]:
+    for path in [*data["logs"], *(data.get("test_logs") or ())]:
         for found in convert_records(
             path,
             tools,
@@ -81,7 +82,22 @@ def set_aside(
             records.reasons[reason_of(value)] += 1
             yield value
 
-# %% ../../nbs/lib/data/logs.ipynb #c009
+# %% ../../nbs/lib/data/logs.ipynb #c008
+def split_records(
+    data: dict,  # the configuration's section `data`
+    records: LogRecords,
+    seed: int,  # as in `split_rows`
+) -> dict:  # {"train", "validation", "test"}
+    "The examples by shares; where there are test files, these are the test part and the others are shared out."
+    own = set(data.get("test_logs") or ())
+    held = [each for each in records.examples if records.sources[id(each)]["file"] in own]
+    if not held:
+        return split_rows(records.examples, data["validation"], data["test"], seed)
+    kept = set(map(id, held))
+    rest = [each for each in records.examples if id(each) not in kept]
+    return {**split_rows(rest, data["validation"], 0, seed), "test": held}
+
+# %% ../../nbs/lib/data/logs.ipynb #c010
 def refuse_most(data: dict, rejected, reasons: Counter, total: int) -> UserError:
     """What to tell the user when more records cannot be used than `data.max_rejected` allows.
     It says how many, why, and where they are."""
@@ -93,7 +109,7 @@ def refuse_most(data: dict, rejected, reasons: Counter, total: int) -> UserError
         "to go on with the others, raise data.max_rejected."
     )
 
-# %% ../../nbs/lib/data/logs.ipynb #c010
+# %% ../../nbs/lib/data/logs.ipynb #c011
 def refuse_all(data: dict, rejected, reasons: Counter) -> UserError:
     "What to tell the user when no record can be used: how many, where they are, and the first."
     message = (
@@ -105,7 +121,7 @@ def refuse_all(data: dict, rejected, reasons: Counter) -> UserError:
             message += f" The first: {place}: {error['reason']}".rstrip(".") + "."
     return UserError(message)
 
-# %% ../../nbs/lib/data/logs.ipynb #c011
+# %% ../../nbs/lib/data/logs.ipynb #c012
 def refuse_unusable(
     data: dict,  # the configuration's section `data`
     rejected: Path,  # where the errors were written
@@ -119,7 +135,7 @@ def refuse_unusable(
     if bad > data["max_rejected"] * total:
         raise refuse_most(data, rejected, records.reasons, total)
 
-# %% ../../nbs/lib/data/logs.ipynb #c013
+# %% ../../nbs/lib/data/logs.ipynb #c014
 def read_logs(
     data: dict,  # the configuration's section `data`
 ) -> tuple:  # (examples, errors)
@@ -129,7 +145,7 @@ def read_logs(
         found[kind].append(value)
     return found["example"], found["error"]
 
-# %% ../../nbs/lib/data/logs.ipynb #c015
+# %% ../../nbs/lib/data/logs.ipynb #c016
 def count_tools(splits: dict) -> dict:  # {tool: {split: n}}
     "How many examples of each split call each tool; `(none)` are plain answers."
     counts = {}
@@ -144,17 +160,17 @@ def count_tools(splits: dict) -> dict:  # {tool: {split: n}}
                 counts.setdefault(name, Counter())[split] += 1
     return {name: {split: counts[name][split] for split in splits} for name in sorted(counts)}
 
-# %% ../../nbs/lib/data/logs.ipynb #c016
+# %% ../../nbs/lib/data/logs.ipynb #c017
 def reason_of(error: dict) -> str:
     "Why a record was set aside, without the places, so that equal reasons can be counted."
     place = re.sub(r"\[\d+\]", "[]", error["field"])
     reason = re.sub(r" \((line|column) .*\)", "", error["reason"])
     return f"{place}: {reason[:90]}"
 
-# %% ../../nbs/lib/data/logs.ipynb #c017
+# %% ../../nbs/lib/data/logs.ipynb #c018
 REASONS = 8  # that many are counted one by one, the others by their field
 
-# %% ../../nbs/lib/data/logs.ipynb #c018
+# %% ../../nbs/lib/data/logs.ipynb #c019
 def count_reasons(reasons: Counter) -> dict:  # {reason: n}
     "The commonest reasons, and the others by the field that they are about; a field's only reason stands for itself."
     common, places, others = dict(reasons.most_common(REASONS)), {}, Counter()
@@ -166,7 +182,7 @@ def count_reasons(reasons: Counter) -> dict:  # {reason: n}
         others[name] = sum(reasons[reason] for reason in found)
     return {**common, **dict(others.most_common())}
 
-# %% ../../nbs/lib/data/logs.ipynb #c021
+# %% ../../nbs/lib/data/logs.ipynb #c022
 def contradictions(examples: list) -> list:  # texts of users
     "Requests that occur with two different last answers, under the same tools and after the same turns."
     answers = {}
@@ -180,7 +196,7 @@ def contradictions(examples: list) -> list:  # texts of users
     ]
     return [users(key)[-1] for key, said in answers.items() if len(said) > 1]
 
-# %% ../../nbs/lib/data/logs.ipynb #c022
+# %% ../../nbs/lib/data/logs.ipynb #c023
 def shared_warnings(
     shared: list,  # from `shared_links`
 ) -> list:  # sentences
@@ -198,7 +214,7 @@ def shared_warnings(
             )
     return told
 
-# %% ../../nbs/lib/data/logs.ipynb #c023
+# %% ../../nbs/lib/data/logs.ipynb #c024
 def small_splits(
     splits: dict,  # {split: rows}
     wanted: dict,  # {split: share}
@@ -214,7 +230,7 @@ def small_splits(
         if len(splits[name]) < share * total / 2
     ]
 
-# %% ../../nbs/lib/data/logs.ipynb #c024
+# %% ../../nbs/lib/data/logs.ipynb #c025
 def untrained_tools(
     counts: dict,  # from `count_tools`
 ) -> list:  # sentences
@@ -225,7 +241,7 @@ def untrained_tools(
         if not row["train"] and row["test"]
     ]
 
-# %% ../../nbs/lib/data/logs.ipynb #c025
+# %% ../../nbs/lib/data/logs.ipynb #c026
 def untested_tools(
     test: list,  # rows
     counts: dict,  # from `count_tools`
@@ -241,7 +257,7 @@ def untested_tools(
     needed = "that needs two different requests, not of one group, that end in a call of the tool"
     return [f"never tested: {shown}; {needed}"]
 
-# %% ../../nbs/lib/data/logs.ipynb #c026
+# %% ../../nbs/lib/data/logs.ipynb #c027
 def split_warnings(
     splits: dict,  # {split: rows}
     counts: dict,  # from `count_tools`

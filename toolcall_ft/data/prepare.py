@@ -16,9 +16,10 @@ from toolcall_ft.data.logs import (
     refuse_unusable,
     set_aside,
     shared_warnings,
+    split_records,
     split_warnings,
 )
-from .split import shared_links, split_rows
+from .split import shared_links
 from .store import write_splits
 
 # %% ../../nbs/01_data.ipynb #c026
@@ -36,12 +37,13 @@ def prepare_data(
     with replace_folder(place) as folder:
         write_jsonl(folder / "rejected.jsonl", set_aside(data, records))
         if records.examples:
-            splits = split_rows(records.examples, data["validation"], data["test"], config["seed"])
+            splits = split_records(data, records, config["seed"])
         shared = shared_links(splits)
         write_splits(folder, splits, records.sources, shared)
     refuse_unusable(data, place / "rejected.jsonl", records)
     tools = count_tools(splits)
-    wanted = {"validation": data["validation"], "test": data["test"]}
+    test = 0 if data.get("test_logs") else data["test"]
+    wanted = {"validation": data["validation"], "test": test}
     return {
         **{name: len(rows) for name, rows in splits.items()},
         "rejected": records.reasons.total(),
