@@ -21,9 +21,9 @@ $(STAMP): settings.ini setup.py constraints.txt
 demo: setup
 	$(BIN)/toolcall-ft run --config examples/config.yaml
 
-# the lessons run in tests/test_course.py, each alone in an empty folder against the wheel, the quickstart also in a clean Python 3.12; all other notebooks run where they are
+# the lessons run in tests/test_lessons.py, each alone in an empty folder against the wheel, the quickstart in a clean Python 3.12 (tests/test_clean.py); all other notebooks run where they are
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 nbs/lib nbs/deep nbs/glossary.ipynb nbs/index.ipynb tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 tests nbs/lib nbs/deep nbs/glossary.ipynb nbs/index.ipynb
 
 # the package and the light tests on every Python that is here: 3.11, 3.12, 3.13
 test-pythons:

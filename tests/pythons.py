@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from test_course import find_python
+from test_clean import find_python
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = ["test_tools.py", "test_formats.py", "test_files.py"]

@@ -1,17 +1,11 @@
-"""The course: what each lesson must be, that it runs alone against the wheel, and that its Chinese edition is the same lesson."""
+"""The course: what each lesson must be, and that its Chinese edition is the same lesson."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 LESSONS = sorted(NBS.glob("[01][0-9]_*.ipynb"))
@@ -87,80 +81,6 @@ def test_the_course_is_more_example_than_source():
         exported += sum(len(one.splitlines()) for one in source)
         example += sum(len(one.splitlines()) for one in example_cells(path))
     assert exported <= 0.7 * example, f"{exported} exported lines, {example} example lines"
-
-
-@pytest.fixture(scope="session")
-def wheel(repository, tmp_path_factory) -> Path:
-    "The wheel of this tree, built in a copy."
-    copy = tmp_path_factory.mktemp("wheel")
-    for name in ("toolcall_ft", "settings.ini", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
-        place = repository / name
-        (shutil.copytree if place.is_dir() else shutil.copy)(place, copy / name)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(copy)]
-    subprocess.run(command, check=True, capture_output=True)
-    return next((copy / "dist").glob("*.whl"))
-
-
-@pytest.fixture(scope="session")
-def installed(wheel, tmp_path_factory) -> Path:
-    "A folder with the package as the wheel installs it."
-    folder = tmp_path_factory.mktemp("installed")
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, wheel]
-    subprocess.run(list(map(str, command)), check=True)
-    return folder
-
-
-@pytest.mark.parametrize(
-    "path", LESSONS[1:], ids=IDS[1:]
-)  # 00 runs in the clean environment, below
-def test_a_lesson_runs_alone_against_the_wheel(path, installed, repository, tmp_path, monkeypatch):
-    "In an empty folder, with nothing of the repository beside it."
-    monkeypatch.setenv("PYTHONPATH", str(installed))
-    monkeypatch.delenv("TOOLCALL_FT_RUNS", raising=False)
-    vllm = repository / ".venv-vllm" / "bin" / "python"
-    if vllm.exists():
-        monkeypatch.setenv("TOOLCALL_FT_VLLM", str(vllm))
-    notebook = nbformat.read(path, as_version=4)
-    check = nbformat.v4.new_code_cell("import toolcall_ft\ntoolcall_ft.__file__")
-    notebook.cells.append(check)
-    folder = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=folder).execute()
-    assert str(installed) in check.outputs[0]["data"]["text/plain"]
-
-
-def find_python(version: str) -> str:  # "" if there is none
-    "An interpreter of a version: on the PATH, or one that pyenv keeps."
-    kept = sorted(Path.home().glob(f".pyenv/versions/{version}*/bin/python{version}"))
-    for place in [shutil.which(f"python{version}"), *kept]:
-        if place and subprocess.run([place, "--version"], capture_output=True).returncode == 0:
-            return str(place)
-    return ""
-
-
-def test_the_quickstart_in_a_clean_environment(wheel, tmp_path):
-    "Python 3.12 and Jupyter, and nothing else: the set-up cell brings the rest, as in Colab."
-    python = find_python("3.12")
-    if not python and not os.environ.get("CI"):
-        pytest.skip(
-            "no Python 3.12 here: install one (pyenv install 3.12) to try the clean install"
-        )
-    assert python, "Python 3.12 must be there on CI"
-    subprocess.run([python, "-m", "venv", tmp_path / "env"], check=True)
-    bin = tmp_path / "env" / "bin"
-    tools = ["ipykernel", "nbconvert"]
-    subprocess.run([bin / "python", "-m", "pip", "install", "-q", *tools], check=True)
-    lesson = tmp_path / "alone" / LESSONS[0].name
-    lesson.parent.mkdir()
-    shutil.copy(LESSONS[0], lesson)
-    environment = {**os.environ, "TOOLCALL_FT": str(wheel)}
-    environment.pop("TOOLCALL_FT_RUNS", None)
-    options = ["--to", "notebook", "--execute", "--inplace", "--ExecutePreprocessor.timeout=1500"]
-    command = [bin / "jupyter", "nbconvert", *options, lesson.name]
-    done = subprocess.run(
-        command, cwd=lesson.parent, env=environment, capture_output=True, text=True
-    )
-    shutil.rmtree(tmp_path / "env")  # some gigabytes
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def chinese_pairs() -> list:
