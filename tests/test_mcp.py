@@ -100,7 +100,7 @@ def test_the_tools_of_a_server(source):
             {"to": {"street": "北京路", "zip": "12345"}, "note": "{"},
             "Shipped to 北京路, 12345: {",
         ),
-        ("items", {}, "tea\nrice"),
+        ("items", {}, '["tea", "rice"]'),
         ("picture", {}, "Here:\n[image: image/png]"),
     ],
 )
@@ -124,6 +124,9 @@ def test_structured_content_without_text():
         == '{"城": [1, 2]}'
     )
     assert result_text(CallToolResult(content=[], is_error=True)) == "Error: "
+    assert (
+        result_text(CallToolResult(content=[], structured_content={"result": [4, 6]})) == "[4, 6]"
+    )
     link = ResourceLink(type="resource_link", uri="file:///menu.txt", name="menu")
     inside = EmbeddedResource(
         type="resource", resource=TextResourceContents(uri="file:///a.txt", text="tea 3")
@@ -207,13 +210,16 @@ def test_a_call_that_takes_too_long_is_told_and_the_talk_goes_on(kind, request):
     source = COMMAND if kind == "stdio" else request.getfixturevalue("address")
     with mcp_functions(source, call_timeout=2) as functions:
         assert functions["sleep"](seconds=30) == "Error: no answer within 2 seconds"
-        assert functions["items"]() == "tea\nrice" and functions["sleep"](seconds=0) == "awake"
+        assert (
+            functions["items"]() == '["tea", "rice"]' and functions["sleep"](seconds=0) == "awake"
+        )
 
 
 def test_a_server_that_dies_is_started_again():
     with mcp_functions(COMMAND) as functions:
         assert (
-            functions["die"]() == "Error: Connection closed" and functions["items"]() == "tea\nrice"
+            functions["die"]() == "Error: Connection closed"
+            and functions["items"]() == '["tea", "rice"]'
         )
 
 
@@ -346,7 +352,7 @@ def test_files_as_other_programs_write_them(tmp_path, address):
     for path in (tmp_path / "mcp.json", str(tmp_path / "one.json"), tmp_path / "web.json", address):
         assert [tool["function"]["name"] for tool in read_tools(path)] == NAMES
     with mcp_functions(tmp_path / "mcp.json") as functions:
-        assert functions["items"]() == "tea\nrice"
+        assert functions["items"]() == '["tea", "rice"]'
     described["mcpServers"]["again"] = described["mcpServers"]["shop"]
     (tmp_path / "mcp.json").write_text(json.dumps(described))
     assert len(mcp_servers(tmp_path / "mcp.json")) == 2

@@ -332,8 +332,11 @@ def result_text(
 ) -> str:
     "What the model reads of a result, part by part; a failure begins with `Error: `."
     text = "\n".join(map(block_text, result.content))
-    if not result.content and result.structured_content is not None:
-        text = dump_json(result.structured_content)
+    whole = result.structured_content
+    if isinstance(whole, dict) and list(whole) == ["result"] and isinstance(whole["result"], list):
+        text = dump_json(whole["result"])  # the SDK sends a part for each entry of a list
+    elif not result.content and whole is not None:
+        text = dump_json(whole)
     return f"Error: {text}" if result.is_error else text
 
 # %% ../../nbs/lib/tools/mcp.ipynb #c035
