@@ -24,7 +24,7 @@ def same_value(one, other) -> bool:
         return canonical_number(one) == canonical_number(other)  # 15 digits, as in training
     return one == other
 
-# %% ../../nbs/lib/evaluate/match.ipynb #c004
+# %% ../../nbs/lib/evaluate/match.ipynb #c007
 def argument_score(
     call: dict,
     reference: dict,  # two calls of one tool
@@ -34,7 +34,7 @@ def argument_score(
     agree = sum(key in given and same_value(given[key], right[key]) for key in right)
     return agree, len(given.keys() | right.keys())
 
-# %% ../../nbs/lib/evaluate/match.ipynb #c005
+# %% ../../nbs/lib/evaluate/match.ipynb #c010
 def pair_calls(
     calls: list,
     reference: list,  # calls in any order
@@ -58,7 +58,7 @@ def pair_calls(
             free.remove(i), wanted.remove(j)
     return pairs, [calls[i] for i in sorted(free)], [reference[j] for j in sorted(wanted)]
 
-# %% ../../nbs/lib/evaluate/match.ipynb #c006
+# %% ../../nbs/lib/evaluate/match.ipynb #c013
 def failure_kinds(
     answer: dict,
     reference: list,
@@ -79,7 +79,9 @@ def failure_kinds(
         "called without need": answer["calls"] and not reference,
         "no call": reference and not answer["calls"] and not answer["errors"],
         "wrong tool": wrong,
-        "wrong arguments": any(not same_value(call, right) for call, right in pairs),
+        "wrong arguments": any(
+            not same_value(call["arguments"], right["arguments"]) for call, right in pairs
+        ),
         "missing call": answer["calls"] and len(missing) > wrong,
         "extra call": reference and len(extra) > wrong,
     }
