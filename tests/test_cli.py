@@ -558,18 +558,10 @@ def test_a_hub_that_does_not_answer_is_asked_once(project, rude_hub):
             and finished.stderr.count("\n") == 1
         ), finished.stderr
         assert len(connections) == 1, "the libraries by themselves ask more than fifty times"
-    for address, reason in (
-        ("http://127.0.0.1:9", "Connection refused"),
-        ("http://hub.invalid", "[Errno -"),
-    ):
-        finished = run_program("inspect", folder=project, env={**env, "HF_ENDPOINT": address})
-        assert (
-            finished.returncode == 2
-            and f"{address} cannot be reached ({reason}"
-            in finished.stderr.replace("[Errno 111] ", "")
-            and "hf-mirror.com" in finished.stderr
-            and finished.stderr.count("\n") == 1
-        )
+    nowhere = "http://hub.invalid"
+    finished = run_program("inspect", folder=project, env={**env, "HF_ENDPOINT": nowhere})
+    assert finished.returncode == 2 and f"{nowhere} cannot be reached ([Errno -" in finished.stderr
+    assert "hf-mirror.com" in finished.stderr and finished.stderr.count("\n") == 1
 
 
 def test_a_model_that_was_fetched_before_needs_no_hub(project, rude_hub):

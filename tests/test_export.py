@@ -554,22 +554,18 @@ def whole_vocabulary(tokenizer):
 
 def check_tokens(gguf, tokenizer):
     "In NFC, as we send it, everything is alike; of the raw strings only those that are not in NFC differ."
-    texts = hard_strings()
+    texts = hard_strings(2000)
     composed = [unicodedata.normalize("NFC", text) for text in texts]
     assert cut_differently(gguf, tokenizer, [*composed, *whole_vocabulary(tokenizer)]) == []
     different = cut_differently(gguf, tokenizer, texts)
-    assert len(different) > 100 and not set(different) & set(composed)
-
-
-def test_5000_strings_are_cut_alike(exported):
-    check_tokens(exported["F16"], load_tokenizer("tiny-qwen2"))
+    assert len(different) > 40 and not set(different) & set(composed)
 
 
 @pytest.mark.skipif(
     not CACHE.exists() and not os.environ.get("CI"),
     reason="no Qwen2.5 tokenizer: make it with python tests/golden/qwen_tokenizer.py",
 )
-def test_5000_strings_are_cut_alike_by_the_real_tokenizer(tmp_path, llama):
+def test_2000_strings_are_cut_alike_by_the_real_tokenizer(tmp_path, llama):
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

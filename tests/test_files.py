@@ -606,9 +606,9 @@ def test_damaged_parquet_and_packed_files(tmp_path, seed):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    "Each kind of file is read at 2 MB and at 20 MB; the peak of the process may not follow."
+    "Each kind of file is read at 1 MB and at 10 MB; the peak of the process may not follow."
     one = records_of("openai", 1)[0]
-    for count, size in ((8_000, "small"), (80_000, "large")):
+    for count, size in ((4_000, "small"), (40_000, "large")):
         texts = {
             "lines.jsonl": (dump_json(one) + "\n") * count,
             "list.json": "[" + ", ".join([dump_json(one)] * count) + "]",
@@ -639,9 +639,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert len(rows) == 10 and all(
-        int(row[1]) == {"small": 8_000, "large": 80_000}[row[0]] and row[2] == "0" for row in rows
+        int(row[1]) == {"small": 4_000, "large": 40_000}[row[0]] and row[2] == "0" for row in rows
     )
-    assert max(int(row[3]) for row in rows) > 18_000_000
+    assert max(int(row[3]) for row in rows) > 9_000_000
     peaks = {
         size: max(int(row[4]) for row in rows if row[0] == size) for size in ("small", "large")
     }

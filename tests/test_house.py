@@ -146,6 +146,7 @@ def test_public_names_are_those_of_the_list_and_each_means_one_thing(repository)
 
 KNOWS_TAGS = (
     "tools.formats",
+    "tools.wire",
     "data.",
     "parity.corpus",
     "parity.strings",

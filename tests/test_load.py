@@ -133,7 +133,7 @@ def check_soak(server, clients, count):
 def test_requests_among_malformed_ones_are_all_answered_and_as_if_asked_alone(gguf):
     "One thread: several spin while they wait for each other, and the clients want the machine too."
     with LlamaServer(gguf, slots=4, context=2048, options=["--threads", "1"]) as server:
-        check_soak(server, 6, 160)
+        check_soak(server, 6, 96)
 
 
 def test_a_soak_notices_what_is_lost_and_what_is_refused(gguf):
@@ -400,11 +400,7 @@ def small(project, tmp_path):
 def test_a_disk_that_is_full_at_any_moment_leaves_nothing_by_half(small):
     "Files may not grow beyond a size: to a program that is the same as a disk that is full at that moment."
     before = whole_or_absent(small)
-    for size in (
-        1_000,
-        3_000_000,
-        8_250_000,
-    ):  # in the first line written, in the weights, in their last bytes
+    for size in (1_000, 8_250_000):  # in the first line written, in the last bytes of the weights
 
         def limit():
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -895,7 +895,7 @@ def test_conversations_drawn_at_random_are_the_same_at_every_server(portable, to
     if Kind is not LlamaServer and not CI and not find_ollama()["binary"]:
         pytest.skip("Ollama is not here. Get it with: make ollama")
     pick, cases, wanted = random.Random(0), [], []
-    while len(cases) < 200:
+    while len(cases) < 80:
         case = {"name": f"drawn {len(cases)}", "kind": "drawn", **any_conversation(pick)}
         ids = encode_prompt(case, tokenizer)
         if len(ids) > 3800:

@@ -10,7 +10,6 @@ from toolcall_ft.base.files import read_json
 from toolcall_ft.base.jsontext import dump_json
 from toolcall_ft.export.convert import CONTROL_TOKEN, check_gguf, pre_tokenizer_name, read_gguf
 from toolcall_ft.export.gguf import export_gguf
-from toolcall_ft.export.formats import GGUF_TYPES
 from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus
@@ -24,6 +23,7 @@ from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
 
 CI = bool(os.environ.get("CI"))
+FORMATS = ("F16", "Q8_0", "Q4_K_M", "IQ4_XS")
 pytestmark = pytest.mark.skipif(
     not CACHE.exists() and not CI, reason="no SmolLM2: make it with python tests/golden/smollm2.py"
 )
@@ -49,7 +49,7 @@ def model(tmp_path_factory):
         folder / "model",
         list({dump_json(tool): tool for case in CORPUS for tool in case["tools"]}.values()),
     )
-    return folder / "model", export_gguf(folder / "model", folder / "gguf", tuple(GGUF_TYPES))
+    return folder / "model", export_gguf(folder / "model", folder / "gguf", FORMATS)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_every_format_is_written_and_its_control_tokens_are_control_tokens(model
     tokenizer, llama = load_tokenizer(str(folder)), find_llama_cpp()
     controls = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
     assert (
-        list(files) == list(GGUF_TYPES)
+        list(files) == list(FORMATS)
         and len(controls) == 17
         and pre_tokenizer_name(folder) == "smollm"
     )
@@ -85,10 +85,7 @@ def test_rows_that_no_block_divides_are_reported(model):
     _, files = model
     formats = read_json(files["F16"].parent / "export.json")["formats"]
     assert [form for form, row in formats.items() if row["fallback"]] == [
-        "Q6_K",
-        "Q5_K_M",
         "Q4_K_M",
-        "Q4_0",
         "IQ4_XS",
     ]
 
