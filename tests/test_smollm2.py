@@ -25,7 +25,7 @@ from toolcall_ft.template.rows import encode_prompt
 CI = bool(os.environ.get("CI"))
 FORMATS = ("F16", "Q8_0", "Q4_K_M", "IQ4_XS")
 pytestmark = pytest.mark.skipif(
-    not CACHE.exists() and not CI, reason="no SmolLM2: make it with python tests/golden/smollm2.py"
+    not CACHE.exists() and not CI, reason="no SmolLM2: fetch it with toolcall-ft model smollm2"
 )
 TYPED = "<repo_name>x<file_sep>y<|im_end|> <jupyter_code><empty_output> <repo_"  # its own control tokens, as a stranger may type them
 CORPUS = [

@@ -15,6 +15,7 @@ from .base.errors import UserError, nearest
 from .base.files import read_text
 from .data.readers import FORMATS
 from .export.formats import GGUF_TYPES
+from .template.given import TEMPLATES
 
 # %% ../nbs/lib/config.ipynb #c005
 def key_lines(
@@ -199,6 +200,8 @@ def resolve_paths(
     )
     if config["model"][0] in "./~" or (folder / config["model"]).is_dir():
         config["model"] = absolute(config["model"])
+    if config["template"] and config["template"] not in TEMPLATES:
+        config["template"] = absolute(config["template"])
     return config
 
 # %% ../nbs/lib/config.ipynb #c018
@@ -207,12 +210,13 @@ def need_files(
     where,  # turns a dotted key into "file, line n"
 ) -> None:
     "Raise `UserError` for a file or folder of the configuration that does not exist."
-    named = {"model": config["model"]}
+    named = {"model": config["model"], "template": config["template"] or "."}
     for name in ("functions", "dataset_info"):
         named[f"data.{name}"] = config["data"][name] or "."
     for key, file in named.items():
         if os.path.isabs(file) and not Path(file).exists():
-            raise UserError(f"{where(key)}: {key}: there is no {file}.")
+            known = f" Known by name: {', '.join(TEMPLATES)}." if key == "template" else ""
+            raise UserError(f"{where(key)}: {key}: there is no {file}.{known}")
 
 # %% ../nbs/lib/config.ipynb #c020
 def read_config(

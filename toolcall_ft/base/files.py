@@ -209,3 +209,9 @@ def one_at_a_time(
     with open(lock, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+# %% ../../nbs/lib/base/files.ipynb #c025
+def user_cache() -> Path:  # may not exist yet
+    "The folder of this package in the user's cache."
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "toolcall-ft"

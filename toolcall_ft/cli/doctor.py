@@ -11,7 +11,7 @@ import shlex
 import sys
 
 from ..base.errors import EXTRA_OF, UserError, install_command
-from .registry import command
+from .registry import command, option
 from .settings import installed
 
 # %% ../../nbs/lib/cli/doctor.ipynb #c005
@@ -183,3 +183,31 @@ def ollama_command(arguments):
     if not found["binary"] or ollama_cache().exists():
         found = build_ollama()  # one of ours gets today's llama-server beside it
     print(f"Ollama: {found['binary']}")
+
+# %% ../../nbs/lib/cli/doctor.ipynb #c023
+def model_lines(
+    name: str,  # a key of `KNOWN_MODELS`
+) -> list:  # of str
+    "What a known model is, and where it lies or how to get it."
+    from toolcall_ft.template.known import KNOWN_MODELS, known_folder
+
+    model, folder = KNOWN_MODELS[name], known_folder(name)
+    place = f"not fetched; to get it: toolcall-ft model {name} ({model.download})"
+    if folder.exists():
+        origin = folder / "origin.txt"
+        place = f"{folder}{', from ' + origin.read_text().strip() if origin.exists() else ''}"
+    return [f"{name:12}{model.what}; {model.size}, {model.licence}", f"{'':12}{place}"]
+
+# %% ../../nbs/lib/cli/doctor.ipynb #c024
+@command(option("name", nargs="?", help="the model to fetch; left out: list what is known"))
+def model_command(arguments):
+    "List the models with a short name and where they lie, or fetch one into the user's cache"
+    from toolcall_ft.template.fetch import fetch_model
+    from toolcall_ft.template.known import KNOWN_MODELS
+
+    if arguments.name:
+        print(f"{arguments.name}: {fetch_model(arguments.name)}")
+        return
+    for name in KNOWN_MODELS:
+        print(*model_lines(name), sep="\n")
+    print("Besides them, model: takes a folder, or a name on the Hugging Face hub.")

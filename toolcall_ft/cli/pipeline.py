@@ -117,9 +117,12 @@ def memory_predictor(
     from toolcall_ft.template.models import model_path
 
     which, constrained = PREDICTORS[name]
-    path = model_path(config["model"]) if which == "base" else need(config, "merged", "merge")
+    if which == "base":
+        opened = load_model(model_path(config["model"]), template=config["template"])
+    else:
+        opened = load_model(need(config, "merged", "merge"))
     return transformers_predictor(
-        *load_model(path),
+        *opened,
         constrained=constrained,
         thinking=config["train"]["thinking"],
         **config["generate"],
@@ -168,23 +171,34 @@ def measure(
 ROWS = {part: f"data/{part}.jsonl" for part in ("train", "validation", "test")}
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c015
-def model_files(
+def template_files(
     config: dict,  # the configuration
-) -> list:  # of one path
-    "The base model, from outside the run."
-    from toolcall_ft.template.models import model_path
+) -> list:  # of one path, or empty
+    "The chat template that the base model is given, if it is given one."
+    from toolcall_ft.template.given import template_file
 
-    return [model_path(config["model"])]
+    return [template_file(config["template"])] if config["template"] else []
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c016
+def model_files(
+    config: dict,  # the configuration
+) -> list:  # of paths
+    "The base model, from outside the run, and the template that it is given."
+    from toolcall_ft.template.models import model_path
+
+    return [model_path(config["model"]), *template_files(config)]
+
+# %% ../../nbs/lib/cli/pipeline.ipynb #c017
 def log_files(
     config: dict,  # the configuration
 ) -> list:  # of paths
-    "What the data is made of: logs, tools, and a dataset_info.json."
+    "What the data is made of: logs, tools, a dataset_info.json, and the template by which it is checked."
     data = config["data"]
-    return [*data["logs"], *data["test_logs"], *filter(None, (data["tools"], data["dataset_info"]))]
+    given = filter(None, (data["tools"], data["dataset_info"]))
+    logs = [*data["logs"], *data["test_logs"]]
+    return [*logs, *given, *template_files(config)]
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c017
+# %% ../../nbs/lib/cli/pipeline.ipynb #c018
 def data_stage() -> Stage:
     "Logs to examples."
     return Stage(
@@ -196,7 +210,7 @@ def data_stage() -> Stage:
         notes=data_notes,
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c018
+# %% ../../nbs/lib/cli/pipeline.ipynb #c019
 def inspect_stage() -> Stage:
     "The page that shows what the model will see."
     return Stage(
@@ -208,7 +222,7 @@ def inspect_stage() -> Stage:
         files=model_files,
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c019
+# %% ../../nbs/lib/cli/pipeline.ipynb #c020
 def train_stage() -> Stage:
     "Examples to an adapter."
     return Stage(
@@ -220,7 +234,7 @@ def train_stage() -> Stage:
         files=model_files,
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c020
+# %% ../../nbs/lib/cli/pipeline.ipynb #c021
 def merge_stage() -> Stage:
     "Adapter and base model to one model."
     return Stage(
@@ -229,10 +243,10 @@ def merge_stage() -> Stage:
         makes=("merged", "tools.json"),
         reads=("adapter", ROWS["train"], ROWS["test"]),
         settings=("model", "train.thinking"),
-        files=lambda config: [config["data"]["tools"]],
+        files=lambda config: [config["data"]["tools"], *template_files(config)],
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c021
+# %% ../../nbs/lib/cli/pipeline.ipynb #c022
 def export_stage(
     config: dict,  # the configuration
 ) -> Stage:
@@ -246,7 +260,7 @@ def export_stage(
         settings=("export", "serve.context"),
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c022
+# %% ../../nbs/lib/cli/pipeline.ipynb #c023
 def measure_stage(
     name: str,  # base, free, constrained, ollama, vllm, or a GGUF format
     *path: str,  # where the model lies in the run folder, if it lies there
@@ -263,7 +277,7 @@ def measure_stage(
         files=files,
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c023
+# %% ../../nbs/lib/cli/pipeline.ipynb #c024
 def chain(
     config: dict,  # the configuration
     others: tuple = (),  # ollama, vllm: measured as well
@@ -283,12 +297,12 @@ def chain(
         *[measure_stage(name, "merged") for name in others],
     ]
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c026
+# %% ../../nbs/lib/cli/pipeline.ipynb #c027
 PACKAGES = (
     "torch transformers trl peft unsloth datasets tokenizers xgrammar transformers_cfg openai"
 ).split()
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c027
+# %% ../../nbs/lib/cli/pipeline.ipynb #c028
 def package_versions() -> dict:  # package -> version
     "The versions of what made the figures."
     found = [installed(name) for name in PACKAGES]
@@ -298,7 +312,7 @@ def package_versions() -> dict:  # package -> version
         **dict(text.split() for text in found if " " in text),
     }
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c028
+# %% ../../nbs/lib/cli/pipeline.ipynb #c029
 def read_reports(
     config: dict,  # the configuration
 ) -> dict:  # name -> report
@@ -312,7 +326,7 @@ def read_reports(
             reports[name] = report
     return reports
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c029
+# %% ../../nbs/lib/cli/pipeline.ipynb #c030
 def make_summary(
     config: dict,  # the configuration
 ) -> dict:  # base, free, constrained, gguf, seconds, seed, versions
@@ -334,14 +348,14 @@ def make_summary(
     write_text(path, json.dumps(summary, indent=1, ensure_ascii=False))
     return summary
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c030
+# %% ../../nbs/lib/cli/pipeline.ipynb #c031
 TITLES = {
     "base": "before training",
     "free": "after LoRA",
     "constrained": "after LoRA, with grammar",
 }
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c031
+# %% ../../nbs/lib/cli/pipeline.ipynb #c032
 def result_row(
     title: str,
     report: dict,  # of `evaluate`
@@ -355,7 +369,7 @@ def result_row(
     interval = f"{100 * low:.1f} to {100 * high:.1f}"
     return [title, exact, interval, tool, arguments, report["n"]]
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c032
+# %% ../../nbs/lib/cli/pipeline.ipynb #c033
 def result_table(
     summary: dict,  # what `make_summary` gave, or summary.json
 ) -> str:  # markdown

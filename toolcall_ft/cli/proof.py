@@ -45,6 +45,15 @@ def chosen_runtimes(
     return names
 
 # %% ../../nbs/lib/cli/proof.ipynb #c008
+def rows_model(
+    config: dict,  # the configuration
+) -> str:  # a folder, or a name on the hub
+    "Whose tokenizer encoded the rows: the base model's, or that of the adapter if it was given a template."
+    from toolcall_ft.template.models import model_path
+
+    return need(config, "adapter", "train") if config["template"] else model_path(config["model"])
+
+# %% ../../nbs/lib/cli/proof.ipynb #c009
 def measure_run(
     config: dict,  # the configuration
     arguments: argparse.Namespace,  # what was typed
@@ -54,7 +63,6 @@ def measure_run(
     "Ask every runtime for its prompts and answers."
     from toolcall_ft.base.files import read_jsonl
     from toolcall_ft.parity.measure import measure_parity
-    from toolcall_ft.template.models import model_path
 
     examples = read_jsonl(need(config, "data/test.jsonl", "data"))
     return measure_parity(
@@ -64,14 +72,14 @@ def measure_run(
         config["run"],
         arguments.answers,
         names and ["training row", *names],
-        model_path(config["model"]),
+        rows_model(config),
         config["train"]["thinking"],
         config["serve"]["context"],
         config["generate"]["max_new_tokens"],
         arguments.max_differing,
     )
 
-# %% ../../nbs/lib/cli/proof.ipynb #c009
+# %% ../../nbs/lib/cli/proof.ipynb #c010
 def run_faults(
     report: dict,  # of `measure_parity`
     names: list | None,  # from `chosen_runtimes`
@@ -86,7 +94,7 @@ def run_faults(
         faults.append("no server was compared: there is none here")
     return faults
 
-# %% ../../nbs/lib/cli/proof.ipynb #c010
+# %% ../../nbs/lib/cli/proof.ipynb #c011
 def run_parity(
     config: dict,  # the configuration
     arguments: argparse.Namespace,  # what was typed
@@ -110,7 +118,7 @@ def run_parity(
     print("", *claims(report), *faults, sep="\n")
     return 1 if faults else 0
 
-# %% ../../nbs/lib/cli/proof.ipynb #c012
+# %% ../../nbs/lib/cli/proof.ipynb #c013
 def pair_file(
     arguments: argparse.Namespace,  # what was typed
 ):  # the path of a GGUF file
@@ -127,7 +135,7 @@ def pair_file(
         )
     return gguf
 
-# %% ../../nbs/lib/cli/proof.ipynb #c013
+# %% ../../nbs/lib/cli/proof.ipynb #c014
 def finding_line(
     finding: dict,  # from `check_pair`
 ) -> str:
@@ -135,14 +143,14 @@ def finding_line(
     line = f"{finding['severity']:14}{finding['what']}"
     return line + (f"\n{'':14}→ {finding['fix']}" if finding["fix"] else "")
 
-# %% ../../nbs/lib/cli/proof.ipynb #c015
+# %% ../../nbs/lib/cli/proof.ipynb #c016
 def is_unasked(
     finding: dict,  # from `check_pair`
 ) -> bool:
     "Does it say that a server is not here and could not be asked?"
     return finding["severity"] == "not evaluated" and " makes of it" in finding["what"]
 
-# %% ../../nbs/lib/cli/proof.ipynb #c016
+# %% ../../nbs/lib/cli/proof.ipynb #c017
 def pair_faults(
     findings: list,  # from `check_pair`
 ) -> list:  # sentences
@@ -157,7 +165,7 @@ def pair_faults(
         )
     return faults
 
-# %% ../../nbs/lib/cli/proof.ipynb #c017
+# %% ../../nbs/lib/cli/proof.ipynb #c018
 def pair_parity(
     arguments: argparse.Namespace,  # what was typed
 ) -> int:  # exit code
@@ -169,7 +177,7 @@ def pair_parity(
         print(finding_line(finding))
     return tell_faults(pair_faults(findings), "The file does what the folder does.")
 
-# %% ../../nbs/lib/cli/proof.ipynb #c018
+# %% ../../nbs/lib/cli/proof.ipynb #c019
 @command(
     CONFIG,
     option(

@@ -119,7 +119,8 @@ def thought_notes(
     if not count:
         return []
     try:
-        habits = template_habits(load_tokenizer(config["model"]), config["train"]["thinking"])
+        tokenizer = load_tokenizer(config["model"], config["template"])
+        habits = template_habits(tokenizer, config["train"]["thinking"])
     except UserError:
         return []  # the stages that need the model say why
     if habits["thoughts"] or habits["drops"]:
@@ -140,7 +141,7 @@ def token_counter(
     from toolcall_ft.template.rows import encode_rows
 
     try:
-        tokenizer = load_tokenizer(config["model"])
+        tokenizer = load_tokenizer(config["model"], config["template"])
     except UserError:
         return None  # the stages that need the model say why
     known = {}
@@ -289,7 +290,7 @@ def make_inspection(
     from toolcall_ft.template.rows import encode_rows
     from toolcall_ft.template.viewer import write_page
 
-    tokenizer = load_tokenizer(config["model"])
+    tokenizer = load_tokenizer(config["model"], config["template"])
     findings = read_jsonl(need(config, "data/checks.jsonl", "data"))
     examples = read_jsonl(need(config, "data/train.jsonl", "data"))[:PAGE_ROWS]
     train = config["train"]
@@ -321,8 +322,9 @@ def make_adapter(
     print(f"  training in {form} on {machine_name()}{slow}", flush=True)
     train = read_jsonl(need(config, "data/train.jsonl", "data"))
     validation = read_jsonl(need(config, "data/validation.jsonl", "data"))
-    model, options = model_path(config["model"]), config["train"]
-    return train_lora(train, validation, model, config["run"], seed=config["seed"], **options)
+    model = model_path(config["model"])
+    options = {**config["train"], "seed": config["seed"], "template": config["template"]}
+    return train_lora(train, validation, model, config["run"], **options)
 
 # %% ../../nbs/lib/cli/steps.ipynb #c030
 def trained_tools(
@@ -421,7 +423,8 @@ def four_bit_notes(
     run, thinking = Path(config["run"]), config["train"]["thinking"]
     pairs = to_requests(read_jsonl(run / "data" / "test.jsonl")[:ASKED])
     requests = [request for request, _ in pairs]
-    places = [(config["model"], run / "adapter", True), (str(run / "merged"),)]
+    trained = (config["model"], run / "adapter", True, config["template"])
+    places = [trained, (str(run / "merged"),)]
     answers = [
         generate_answers(*load_model(*place), requests, thinking=thinking) for place in places
     ]
@@ -445,7 +448,8 @@ def make_merged(
     tools, written = trained_tools(config), written_tools(config)
     probe = read_jsonl(need(config, "data/test.jsonl", "data"))[:4]
     adapter = need(config, "adapter", "train")
-    facts = merge_adapter(model_path(config["model"]), adapter, run / "merged", probe)
+    base, template = model_path(config["model"]), config["template"]
+    facts = merge_adapter(base, adapter, run / "merged", probe, template=template)
     notes = four_bit_notes(config) + portable_notes(config, tools, written)
     write_text(run / "tools.json", json.dumps(tools, indent=1, ensure_ascii=False))
     return {**facts, "notes": notes + client_notes(config, tools, written)}

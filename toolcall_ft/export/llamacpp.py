@@ -15,7 +15,7 @@ import sysconfig
 from pathlib import Path
 
 from ..base.errors import UserError, install_command
-from ..base.files import disk_errors, one_at_a_time, temporary_folder
+from ..base.files import disk_errors, one_at_a_time, temporary_folder, user_cache
 from ..base.process import run_logged
 
 # %% ../../nbs/lib/export/llamacpp.ipynb #c005
@@ -26,8 +26,7 @@ LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 # %% ../../nbs/lib/export/llamacpp.ipynb #c006
 def llama_cache() -> Path:  # where `build_llama_cpp` puts llama.cpp, in the user's cache folder
     "The folder that llama.cpp is built into, one per version. It may not exist yet."
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "toolcall-ft" / f"llama.cpp-{LLAMA_VERSION}.{LLAMA_BUILD}"
+    return user_cache() / f"llama.cpp-{LLAMA_VERSION}.{LLAMA_BUILD}"
 
 # %% ../../nbs/lib/export/llamacpp.ipynb #c008
 def llama_file(

@@ -10,6 +10,7 @@ from itertools import groupby
 
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
+from ..template.given import end_with_turns
 from ..template.models import load_tokenizer, load_weights, model_path
 from ..train.backend import compute_type, four_bit_settings
 
@@ -18,11 +19,12 @@ def load_model(
     path: str,  # tiny-qwen2, a model folder, or a name on the hub
     adapter: str = None,  # the folder of a LoRA adapter
     four_bit: bool = False,  # the base model's weights in 4 bits, as QLoRA trains beside them
+    template: str = None,  # another chat template than its own, as in `load_tokenizer`
 ) -> tuple:  # (model, tokenizer)
     "A model ready to answer, on the GPU if there is one. Raises `UserError` if the folder holds no model."
     import torch
 
-    tokenizer = load_tokenizer(path)
+    tokenizer = end_with_turns(load_tokenizer(path, template))
     gpu = torch.cuda.is_available()
     try:
         quantization = four_bit_settings() if four_bit else None

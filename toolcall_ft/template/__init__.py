@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "compare": ["diff"],
         "control": ["split_tokenizer"],
         "dataset": ["encode_dataset"],
+        "fetch": ["fetch_model"],
         "habits": ["render"],
         "learn": ["template_facts"],
         "look": ["show_tokens", "token_roles"],

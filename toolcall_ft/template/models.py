@@ -8,18 +8,19 @@ __all__ = ['model_path', 'load_tokenizer']
 # %% ../../nbs/lib/template/models.ipynb #c002
 import re
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 
 from ..base.errors import UserError, nearest
+from .given import give_template
+from .known import KNOWN_MODELS, need_known
 
 # %% ../../nbs/lib/template/models.ipynb #c005
 def model_path(
-    name: str,  # "tiny-qwen2", a model folder, or an id on the hub
+    name: str,  # "tiny-qwen2", "smollm2", a model folder, or an id on the hub
 ) -> str:  # what `from_pretrained` takes
-    "Where the model called `name` is; `UserError` for a folder that is missing or has no tokenizer"
-    if name == "tiny-qwen2":
-        return str(resources.files("toolcall_ft") / "tiny_qwen2")
+    "Where a model is; `UserError` for a folder that is missing or has no tokenizer, and for a model not fetched yet"
+    if name in KNOWN_MODELS:
+        return str(need_known(name))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if any(
@@ -34,7 +35,8 @@ def model_path(
         return name
     raise UserError(
         f"{name}: no such model folder; give an existing folder, a hub id such as "
-        f"Qwen/Qwen2.5-1.5B-Instruct, or the embedded model.{nearest(name, ['tiny-qwen2'])}"
+        "Qwen/Qwen2.5-1.5B-Instruct, or one that `toolcall-ft model` lists."
+        f"{nearest(name, KNOWN_MODELS)}"
     )
 
 # %% ../../nbs/lib/template/models.ipynb #c008
@@ -112,8 +114,9 @@ def load_weights(
 # %% ../../nbs/lib/template/models.ipynb #c013
 def load_tokenizer(
     name: str,  # as in `model_path`
+    template: str = None,  # another chat template than its own: qwen2.5, or a Jinja file
 ):  # a Transformers tokenizer with a chat template
-    "The tokenizer of the model `name`; `UserError` when it cannot be read, or has no chat template"
+    "The tokenizer of the model `name`; `UserError` when it cannot be read, or has no chat template that fits"
     from transformers import AutoTokenizer
 
     path = model_path(name)
@@ -126,8 +129,11 @@ def load_tokenizer(
         raise UserError(
             f"{path}: the tokenizer cannot be read ({str(error).strip().split(chr(10))[0]})"
         ) from error
+    if template:
+        return give_template(tokenizer, template)
     if tokenizer.chat_template:
         return tokenizer
     raise UserError(
-        f"{path}: the tokenizer has no chat template (chat_template.jinja is missing); use an instruct model"
+        f"{path}: the tokenizer has no chat template (chat_template.jinja is missing); "
+        "use an instruct model, or give it one with template: qwen2.5"
     )

@@ -8,6 +8,7 @@ __all__ = ['train_lora']
 # %% ../../nbs/03_unsloth_lora.ipynb #c005
 from pathlib import Path
 
+from ..template.given import end_with_turns
 from ..template.models import load_tokenizer
 from .backend import LINEAR_LAYERS, start_backend
 from .results import keep_results, training_report
@@ -39,11 +40,12 @@ def train_lora(
     save_steps: int = 50,
     report_to: str = "none",
     seed: int = 0,
+    template: str = None,  # another chat template than the model's own, as in `load_tokenizer`
 ) -> dict:  # losses, steps, seconds
     "LoRA on the assistant's tokens; goes on from a checkpoint if one of the same rows and settings is there"
     options = {**locals()}  # all arguments, by name
     backend = start_backend(backend)  # first: Unsloth wants to be imported before Transformers
-    tokenizer = load_tokenizer(model)
+    tokenizer = end_with_turns(load_tokenizer(model, template))
     splits = encode_splits(train_rows, validation_rows, tokenizer, max_length, train_on, thinking)
     train, validation, left_out = splits
     trainer = run_trainer(options, backend, tokenizer, train, validation)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ..base.errors import UserError
 from ..base.files import replace_folder
+from ..template.given import end_with_turns
 from ..template.models import load_tokenizer, load_weights, model_path, quiet_bars
 from ..template.rows import encode_rows
 
-# %% ../../nbs/lib/train/merge.ipynb #c004
+# %% ../../nbs/lib/train/merge.ipynb #c005
 def probe_logits(
     model,  # any causal language model
     rows: list,  # of {"input_ids", ...}
@@ -31,7 +32,7 @@ def probe_logits(
         kept.append(logits[trained.to(logits.device)].float())
     return kept
 
-# %% ../../nbs/lib/train/merge.ipynb #c005
+# %% ../../nbs/lib/train/merge.ipynb #c006
 PROBE = [
     {
         "tools": [
@@ -67,7 +68,7 @@ PROBE = [
     }
 ]
 
-# %% ../../nbs/lib/train/merge.ipynb #c007
+# %% ../../nbs/lib/train/merge.ipynb #c008
 def load_adapted(
     model: str,  # base model, as in `model_path`
     adapter,  # folder of an adapter
@@ -88,7 +89,7 @@ def load_adapted(
             f"({str(error).splitlines()[0]})"
         ) from error
 
-# %% ../../nbs/lib/train/merge.ipynb #c008
+# %% ../../nbs/lib/train/merge.ipynb #c009
 def compare_logits(
     before: list,  # tensors of logits, one for each row: (tokens, vocabulary)
     after: list,  # the same, of another model
@@ -103,35 +104,51 @@ def compare_logits(
         "probe_tokens": tokens,
     }
 
-# %% ../../nbs/lib/train/merge.ipynb #c011
+# %% ../../nbs/lib/train/merge.ipynb #c013
+def stop_with_turns(
+    model,  # of Transformers; its settings are changed
+    stop: int,  # the token that ends a turn
+) -> None:
+    "See to it that a model's own settings name the token that ends a turn, first of all."
+    settings = model.generation_config
+    ends = settings.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if stop not in ends:
+        model.config.eos_token_id = stop
+        settings.eos_token_id = [stop, *(end for end in ends if end is not None)]
+
+# %% ../../nbs/lib/train/merge.ipynb #c015
 def write_merged(
     adapted,  # a PEFT model; changed
     output,  # a folder
     rows: list,  # of {"input_ids", "labels"}
     dtype: str,  # in which the weights are stored
+    stop: int,  # the token that ends a turn
 ) -> list:  # what `probe_logits` says of base + adapter, before the merge
     "Add the adapter into the weights and write them."
     import torch
 
     before = probe_logits(adapted, rows)
     merged = adapted.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
+    stop_with_turns(merged, stop)
     with quiet_bars():
         merged.save_pretrained(output)
     return before
 
-# %% ../../nbs/lib/train/merge.ipynb #c012
+# %% ../../nbs/lib/train/merge.ipynb #c016
 def merge_adapter(
     model: str,  # base model, as in `model_path`
     adapter,  # folder of an adapter
     output,  # folder of the merged model, replaced in one move
     probe: list = None,  # examples on which logits are compared
     dtype: str = "float32",  # in which the merged weights are stored
+    template: str = None,  # as in training; see `load_tokenizer`
 ) -> dict:  # max_abs_logit_difference, same_next_token, probe_tokens, dtype
     "A plain safetensors model from base and adapter; it is loaded again and compared with base + adapter"
-    tokenizer = load_tokenizer(model)
-    rows = encode_rows(probe or PROBE, tokenizer)
+    tokenizer = end_with_turns(load_tokenizer(model, template))
+    rows, stop = encode_rows(probe or PROBE, tokenizer), tokenizer.eos_token_id
     with replace_folder(output) as temporary:
-        before = write_merged(load_adapted(model, adapter), temporary, rows, dtype)
+        before = write_merged(load_adapted(model, adapter), temporary, rows, dtype, stop)
         gc.collect()  # one model in memory at a time: two of 1.5 billion weights fill a small machine
         tokenizer.save_pretrained(temporary)
         after = probe_logits(load_weights(temporary), rows)
