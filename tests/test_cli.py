@@ -903,7 +903,7 @@ def test_a_template_that_cannot_be_made_portable_is_a_note_and_no_failure(projec
     def refuse(*arguments):
         raise UserError("of another family")
 
-    def merged(*arguments):
+    def merged(*arguments, **options):
         return {"probe_tokens": 1}
 
     monkeypatch.setattr("toolcall_ft.template.portable.make_portable", refuse)
