@@ -7,7 +7,7 @@ STAMP = .venv/.installed
 export HF_HUB_DISABLE_TELEMETRY = 1
 export UNSLOTH_DISABLE_STATISTICS = 1
 
-.PHONY: setup demo test test-pythons browser ollama vllm check readme figures bench docs constraints
+.PHONY: setup demo demo-real test test-pythons browser ollama vllm check readme figures bench docs constraints
 
 setup: $(STAMP)
 	@$(BIN)/toolcall-ft llama-cpp
@@ -20,6 +20,11 @@ $(STAMP): settings.ini setup.py constraints.txt
 
 demo: setup
 	$(BIN)/toolcall-ft run --config examples/config.yaml
+
+# a real pretrained model learns a task written by hand, all the way to two servers: 45 minutes on two idle cores
+demo-real: setup ollama
+	$(BIN)/toolcall-ft model smollm2
+	$(BIN)/python benchmarks/home.py
 
 # the lessons run in tests/test_lessons.py, each alone in an empty folder against the wheel, the quickstart in a clean Python 3.12 (tests/test_clean.py); all other notebooks run where they are
 test: setup check

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/lib/train/prefix.ipynb #c002
 import random
+from contextlib import contextmanager
 from itertools import chain
 
 # %% ../../nbs/lib/train/prefix.ipynb #c003
@@ -31,7 +32,26 @@ def shared_prefix(
     same = (ids == ids[:1]).all(0) & (labels == -100).all(0)
     return max(0, int(same.cumprod(0).sum()) - 1)
 
-# %% ../../nbs/lib/train/prefix.ipynb #c005
+# %% ../../nbs/lib/train/prefix.ipynb #c008
+SCORES = 1e9  # bytes of attention scores that are kept for the way back, at most
+
+
+@contextmanager
+def plain_attention(
+    config,  # of a Transformers model
+    pairs: int,  # of tokens that look at each other, in one head
+):
+    "Attention as matrix products inside of the `with`, where its scores fit into memory."
+    before = config._attn_implementation
+    size = 2 * pairs * config.num_attention_heads * config.num_hidden_layers
+    if before == "sdpa" and size < SCORES:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+# %% ../../nbs/lib/train/prefix.ipynb #c009
 def hidden_states(
     blocks,  # the model without its head
     ids,  # rows that share a prefix
@@ -40,13 +60,14 @@ def hidden_states(
     "Run the shared prefix once and every row's own part on top of its keys and values"
     if not prefix:
         return blocks(input_ids=ids, use_cache=False).last_hidden_state
-    cache = blocks(input_ids=ids[:1, :prefix], use_cache=True).past_key_values
+    with plain_attention(blocks.config, prefix * prefix):
+        cache = blocks(input_ids=ids[:1, :prefix], use_cache=True).past_key_values
     cache.batch_repeat_interleave(len(ids))
-    return blocks(
-        input_ids=ids[:, prefix:], past_key_values=cache, use_cache=True
-    ).last_hidden_state
+    own = ids[:, prefix:]
+    with plain_attention(blocks.config, own.numel() * ids.shape[1]):
+        return blocks(input_ids=own, past_key_values=cache, use_cache=True).last_hidden_state
 
-# %% ../../nbs/lib/train/prefix.ipynb #c006
+# %% ../../nbs/lib/train/prefix.ipynb #c010
 def trained_loss(
     model,  # a PEFT model
     inputs: dict,  # input_ids, attention_mask, labels
@@ -71,7 +92,7 @@ def trained_loss(
         (inputs["labels"][:, 1:] != -100).sum().clamp(min=1) if tokens is None else tokens
     )
 
-# %% ../../nbs/lib/train/prefix.ipynb #c008
+# %% ../../nbs/lib/train/prefix.ipynb #c019
 def shuffled_batches(
     group: list,  # row numbers
     size: int,  # of a batch
@@ -83,7 +104,7 @@ def shuffled_batches(
     whole = len(order) // size * size
     return [order[start : start + size] for start in range(0, whole, size)], order[whole:]
 
-# %% ../../nbs/lib/train/prefix.ipynb #c009
+# %% ../../nbs/lib/train/prefix.ipynb #c020
 class PrefixSampler:
     """The order of rows for a trainer, another one in each epoch.
 
