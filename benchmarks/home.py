@@ -95,6 +95,14 @@ def ask_servers(test: list, config: dict) -> dict:  # name -> report
     return found
 
 
+def home_table(facts: dict) -> str:
+    "The figures of a run as Markdown."
+    table = report_table(facts["reports"]).partition("\n\n")[0]
+    seconds = ", ".join(f"{name} {each['seconds']} s" for name, each in facts["stages"].items())
+    said = f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}."
+    return f"{table}\n\n{said} Made by `python benchmarks/home.py`."
+
+
 def main() -> None:
     config, start = read_config(CONFIG), time.perf_counter()
     stages = {name: run_stage(name) for name in ("data", "train", "merge", "export")}

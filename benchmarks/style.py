@@ -32,7 +32,17 @@ LIMITS = {  # figure: the most that this project allows itself
     "exported cells with more than one definition": 0,
     "lines of the longest exported definition": 40,
 }
-OUTSIDE = {"course", "tests", "benchmarks", "docs", "examples", "build", "nbs", "notebooks", "setup.py"}
+OUTSIDE = {
+    "course",
+    "tests",
+    "benchmarks",
+    "docs",
+    "examples",
+    "build",
+    "nbs",
+    "notebooks",
+    "setup.py",
+}
 
 
 def package_files(root: Path) -> list:  # of paths

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 from demo_stages import machine_table
+from home import home_table
 from nbconvert import MarkdownExporter
 
 from toolcall_ft.cli.pipeline import result_table
@@ -31,6 +32,15 @@ ZH = {
     "| runtime | prompts: test | prompts: hard corpus | outputs the same | calls the same | right calls | seconds, median |": "| 运行时 | 提示词：测试集 | 提示词：难例集 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |",
     "training row": "训练行",
     " of ": " / ",
+    "| before, three examples in the prompt |": "| 训练前，提示里放三个例子 |",
+    "| before |": "| 训练前 |",
+    "exact match": "完全匹配",
+    "right tool": "选对工具",
+    "arguments": "参数",
+    "recall": "召回率",
+    "false calls": "误调用",
+    "missed calls": "漏调用",
+    "seconds (median, p95)": "秒（中位数，p95）",
 }
 
 
@@ -68,11 +78,15 @@ def chinese() -> str:
             ROOT / "benchmarks" / "results" / "parity.json",
             lambda report: parity_table(report).partition("\n\n")[0],
         ),
+        "home": translated(
+            ROOT / "benchmarks" / "results" / "home.json",
+            lambda facts: home_table(facts).partition("\n\n")[0],
+        ),
     }
     for mark, table in tables.items():
         text = re.sub(
-            f"(<!-- {mark} -->\n).*?(\n<!-- end of {mark} -->)",
-            lambda match: match[1] + table + match[2],
+            f"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)",
+            lambda match: match[1] + table + "\n" + match[2],
             text,
             flags=re.DOTALL,
         )

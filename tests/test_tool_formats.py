@@ -201,6 +201,8 @@ def test_the_grammar_holds_what_is_written_and_nothing_else(form):
         )
     assert not grammar_accepts(grammar, form.write([{"name": "nothing", "arguments": {}}]))
     assert grammar_accepts(grammar, "Hello {there}, 1 < 2.")
+    talk = "<think>\nHm.\n</think>\n\nLet me see.\n\n" + form.write([CALLS[1]])
+    assert grammar_accepts(grammar, talk) == form.words_first
     if form.between is not None:
         assert grammar_accepts(grammar, form.write(CALLS[:3]))
 

@@ -425,6 +425,19 @@ def text_rules(form: ToolFormat) -> dict:  # name -> expression
     return {"text": text} | untagged_rules("text", '""', also=space, tags=tags)
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c036
+def root_rule(
+    form: ToolFormat,
+    possible: bool,  # can any tool be called?
+    required: bool,  # no plain answer
+) -> str:
+    "The expression for a whole answer."
+    if not possible:
+        return "text"
+    if required:
+        return "calls"
+    return "text | text-chars calls" if form.words_first else "text | calls"
+
+# %% ../../nbs/lib/generate/grammar.ipynb #c037
 def tool_grammar(
     tools: list,  # OpenAI schemas, cleaned
     required: bool = False,  # no plain answer
@@ -437,16 +450,15 @@ def tool_grammar(
         raise UserError(
             f"{tools[0]['function']['name']}: no arguments fit its schema, so it cannot be called."
         )
-    root = "text" if not calls else "calls" if required else "text | calls"
     text = text_rules(form)
-    rules = {"root": root, "text": text.pop("text")}
+    rules = {"root": root_rule(form, bool(calls), required), "text": text.pop("text")}
     guard = guard_tags(form)
     values = json_rules(tags=guard)
     for notation in other_notations(form.notation):
         values |= notation_rules(notation, guard)
     return grammar_text(rules | calls | values | text)
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c037
+# %% ../../nbs/lib/generate/grammar.ipynb #c038
 def unheld_inside(
     schema,  # a piece of JSON Schema
     rules: Rules,
@@ -459,7 +471,7 @@ def unheld_inside(
     seen.add(place)
     return set().union(*(unheld_of(option, rules, seen) for option in rules.options(schema)))
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c038
+# %% ../../nbs/lib/generate/grammar.ipynb #c039
 def unheld_of(option: Plain, rules: Rules, seen: set) -> set:
     "The same for one alternative. Values are checked before they become a rule."
     if option.values is not None:
@@ -474,14 +486,14 @@ def unheld_of(option: Plain, rules: Rules, seen: set) -> set:
             found.add("properties")
     return found.union(*(unheld_inside(part, rules, seen) for part in inside))
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c039
+# %% ../../nbs/lib/generate/grammar.ipynb #c040
 def sentence(keyword: str) -> str:
     "What the grammar does about a keyword."
     if keyword != "properties":
         return f"'{keyword}' is checked after, not held by the grammar"
     return "'properties' is held in their order; one that comes later, among other keys, is checked after"
 
-# %% ../../nbs/lib/generate/grammar.ipynb #c040
+# %% ../../nbs/lib/generate/grammar.ipynb #c041
 def grammar_notes(
     tools: list,  # OpenAI schemas, cleaned
 ) -> list:  # sentences, one for each tool, argument and keyword

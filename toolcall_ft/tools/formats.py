@@ -80,6 +80,7 @@ QWEN35 = XmlFormat(
     "<|im_start|>",
     arguments="<parameter=",
     notation=xml_notation(("True", "False", "None")),
+    words_first=True,
     result_opening="<tool_response>",
     vllm_parser="qwen3_coder",
 )
@@ -106,6 +107,7 @@ LFM2 = PythonFormat(
     between=", ",
     together=True,
     notation=python_notation(lists=JSON),
+    words_first=True,
     vllm_parser="lfm2",
 )
 

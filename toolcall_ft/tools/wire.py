@@ -74,6 +74,7 @@ class FormatFacts:
     between: str = "\n"  # two calls of one answer; None: one call is all that an answer holds
     together: bool = False  # do opening and closing stand around all calls of an answer?
     notation: Notation = JSON  # of a call's arguments
+    words_first: bool = False  # does the family write words before a call?
     call_starts: str = ""  # without tags: an answer that begins with one of these is a call
     result_opening: str = ""  # where a user's turn is a tool's result: how it begins
     vllm_parser: str = ""  # vLLM's --tool-call-parser
