@@ -266,3 +266,16 @@ def test_a_value_without_a_type_is_read_by_the_schema():
 def test_hermes_is_the_default():
     text = HERMES.write([CALLS[1]])
     assert grammar_accepts(tool_grammar(TOOLS), text)
+
+
+@pytest.mark.parametrize("template", ["qwen2_5", "qwen3", "qwen3_5_nothink"])
+def test_a_developers_message_is_never_lost_in_silence(template):
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+    ]
+    with pytest.raises(UserError, match="the role 'developer'|refuses this conversation"):
+        encode_example({"messages": messages, "tools": []}, borrow(template))
+    shown = encode_example({"messages": messages, "tools": []}, borrow("lfm2_v2"))
+    assert "Be brief." in borrow("lfm2_v2").decode(shown["input_ids"])

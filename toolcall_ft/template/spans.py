@@ -11,7 +11,7 @@ import json
 from ..base.errors import UserError, nearest
 from ..base.jsontext import dump_json
 from .control import MARK, hide_control_tokens
-from .habits import render, scan_turns, template_habits
+from .habits import content_text, render, scan_turns, template_habits
 from .learn import defined_turns, template_facts, turn_texts
 from ..tools.normalize import tidy_call
 from ..tools.wire import carry_problem
@@ -94,6 +94,22 @@ def refuse_lost_calls(
                 raise UserError(problem)
 
 # %% ../../nbs/lib/template/spans.ipynb #c007
+def refuse_lost_words(
+    example: dict,  # {"messages", "tools"}
+    text: str,  # as the template renders it
+    facts: dict,  # from `template_facts`
+) -> None:
+    "Raise `UserError` for a developer's message that the template leaves out, as Qwen's do"
+    for message in example["messages"]:
+        if message.get("role") == "developer":
+            words = hide_control_tokens(content_text(message), facts["habits"]["apart"]["hide"])
+            if words.strip() not in text:
+                raise UserError(
+                    "the chat template leaves out a message of the role 'developer'; make it a "
+                    "system message (`data.read_examples` does)"
+                )
+
+# %% ../../nbs/lib/template/spans.ipynb #c008
 def turn_spans(
     example: dict,  # {"messages", "tools"}
     text: str,  # the whole of it, rendered
@@ -106,7 +122,7 @@ def turn_spans(
         return scan_turns(text, facts["opener"], facts["closer"])
     return defined_turns(example, text, tokenizer, thinking, habits=facts["habits"])
 
-# %% ../../nbs/lib/template/spans.ipynb #c008
+# %% ../../nbs/lib/template/spans.ipynb #c009
 def training_texts(
     example: dict,  # {"messages", "tools"}
     tokenizer,  # with a chat template
@@ -124,6 +140,7 @@ def training_texts(
     turns = wanted_turns(example, train_on)
     refuse_lost_tools(example, tokenizer, facts)
     refuse_lost_calls(example, facts)
+    refuse_lost_words(example, text, facts)
     spans = turn_spans(example, text, tokenizer, thinking, facts=facts)
     if len(spans) != len(turns):
         raise UserError(
