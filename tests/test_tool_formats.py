@@ -279,3 +279,21 @@ def test_a_developers_message_is_never_lost_in_silence(template):
         encode_example({"messages": messages, "tools": []}, borrow(template))
     shown = encode_example({"messages": messages, "tools": []}, borrow("lfm2_v2"))
     assert "Be brief." in borrow("lfm2_v2").decode(shown["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("gemma4", "<|tool_call>call:say{text:1e999}<tool_call|>"),
+        ("gemma4", "<|tool_call>call:say{text:" + "[" * 5000 + "<tool_call|>"),
+        ("gemma4", "<|tool_call>call:say{text:1,text:2}<tool_call|>"),
+        ("lfm2", "<|tool_call_start|>[say(list=['\\ud800'])]<|tool_call_end|>"),
+        ("lfm2", "<|tool_call_start|>[say(text='" + "x" * 100_000),
+        ("lfm2.5", "<|tool_call_start|>[say(text='" + "x'" * 50_000),
+        ("qwen3.5", "<tool_call>\n<function=say>\n" + "<parameter=text>\n" * 20_000),
+        ("qwen3.5", "<tool_call>\n<function=say>\n<parameter=text>\nx\n</function>\n</tool_call>"),
+    ],
+)
+def test_what_no_family_writes_is_an_error_and_soon(name, text):
+    content, calls, errors = BY_NAME[name].parse(text, TOOLS)
+    assert calls == [] and len(errors) == 1

@@ -168,6 +168,7 @@ def read_block(
         end = skip_blank(text, end)
         if not text.startswith(tag, end):
             raise ValueError(f"the block is not closed by {tag}")
+        check_value(calls)
         calls = [{**call, "arguments": as_typed(call["arguments"])} for call in calls]
         return calls, None, text[end + len(tag) :]
     except (ValueError, RecursionError) as error:
