@@ -22,7 +22,7 @@ from toolcall_ft.train.backend import compute_type, load_peft, machine_name
 from toolcall_ft.train.trainer import make_trainer, trainer_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS, BATCH, TURNS = 32, 8, 3
+ROWS, BATCH, TURNS = 16, 8, 3
 
 
 def home_rows(model: str, folder: Path) -> list:  # of {"input_ids", "labels"}
