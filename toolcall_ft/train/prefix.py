@@ -33,7 +33,8 @@ def shared_prefix(
     return max(0, int(same.cumprod(0).sum()) - 1)
 
 # %% ../../nbs/lib/train/prefix.ipynb #c008
-SCORES = 1e9  # bytes of attention scores that are kept for the way back, at most
+SCORES = 2e9  # bytes of attention scores that are kept for the way back, at most
+KEPT = 10  # bytes of a score: as it is, masked, in float32, and as a share
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def plain_attention(
 ):
     "Attention as matrix products inside of the `with`, where its scores fit into memory."
     before = config._attn_implementation
-    size = 2 * pairs * config.num_attention_heads * config.num_hidden_layers
+    size = KEPT * pairs * config.num_attention_heads * config.num_hidden_layers
     if before == "sdpa" and size < SCORES:
         config._attn_implementation = "eager"
     try:
