@@ -273,7 +273,7 @@ def llama3() -> Path:
 # ---- what a model of each family learns by heart ----
 
 
-def tool(name: str, description: str, **properties) -> dict:
+def tool(name: str, description: str, /, **properties) -> dict:
     "A tool with all arguments required."
     parameters = {"type": "object", "properties": properties, "required": [*properties]}
     function = {"name": name, "description": description, "parameters": parameters}
