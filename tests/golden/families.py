@@ -178,7 +178,12 @@ SLIDING = {
     "global_head_dim": 64,
     "hidden_size_per_layer_input": 0,
 }
-GRANITE_SCALES = {"embedding_multiplier": 12.0, "logits_scaling": 4.0, "residual_multiplier": 0.25}
+SCALES = {
+    "embedding_multiplier": 2.0,
+    "attention_multiplier": 0.125,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
 FAMILIES = [
     Family("Qwen2.5", "hermes", "qwen2_5", qwen(QWEN_ADDED), "Qwen2Config"),
     Family("Qwen3", "hermes", "qwen3", qwen(QWEN3_ADDED), "Qwen3Config", {"head_dim": 32}),
@@ -204,7 +209,7 @@ FAMILIES = [
         GRANITE,
         tiny("", "<|end_of_text|>", "<|pad|>", *ROLES),
         "GraniteConfig",
-        GRANITE_SCALES,
+        SCALES,
     ),
     Family("Gemma 4", "gemma4", "gemma4_v5", gemma4, "Gemma4TextConfig", SLIDING),
 ]
