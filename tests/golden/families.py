@@ -149,7 +149,9 @@ def tiny(begins: str, ends: str, pad: str, *tokens: str):
         tokenizer = load_tokenizer("tiny-qwen2")
         known = tokenizer.get_added_vocab()
         new = [token for token in (begins, ends, pad, *tokens) if token and token not in known]
-        tokenizer.add_tokens(new, special_tokens=True)
+        words = [token for token in new if token in QWEN3_ADDED[14:]]  # that one may see
+        tokenizer.add_tokens([token for token in new if token not in words], special_tokens=True)
+        tokenizer.add_tokens(words)
         tokenizer.eos_token, tokenizer.pad_token = ends, pad
         if begins:
             tokenizer.bos_token = begins
@@ -162,6 +164,7 @@ LFM2_TOKENS = [
     f"<|tool_{what}_{end}|>" for what in ("list", "call", "response") for end in ("start", "end")
 ]
 LFM2 = tiny("<|startoftext|>", "<|im_end|>", "<|pad|>", *LFM2_TOKENS)
+QWEN_TINY = tiny("", "<|im_end|>", "<|endoftext|>", *QWEN3_ADDED)  # quicker: once is enough
 ROLES = ("<|start_of_role|>", "<|end_of_role|>", "<tool_response>", "</tool_response>")
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
@@ -191,13 +194,13 @@ FAMILIES = [
         "Qwen3-2507",
         "hermes",
         "qwen3_instruct_2507",
-        qwen(QWEN3_ADDED),
+        QWEN_TINY,
         "Qwen3Config",
         {"head_dim": 32},
     ),
     Family("Qwen3.5", "qwen3.5", "qwen3_5_nothink", qwen35, "Qwen3_5TextConfig", LINEAR),
-    Family("Qwen3.6", "qwen3.6", "qwen3_6", qwen35, "Qwen3_5TextConfig", LINEAR),
-    Family("Qwen3.8", "qwen3.6", "qwen3_8", qwen35, "Qwen3_5TextConfig", LINEAR),
+    Family("Qwen3.6", "qwen3.6", "qwen3_6", QWEN_TINY, "Qwen3_5TextConfig", LINEAR),
+    Family("Qwen3.8", "qwen3.6", "qwen3_8", QWEN_TINY, "Qwen3_5TextConfig", LINEAR),
     Family(
         "Llama 3.2", "llama3", "llama3_2", llama3_tokenizer, "LlamaConfig", cache="llama3-random"
     ),
