@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from golden.llama3 import llama3
+from golden.families import llama3
 
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.evaluate.results import evaluate, to_requests

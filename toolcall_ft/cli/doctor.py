@@ -145,10 +145,68 @@ def find_packages() -> list:  # rows: (what, found or "", the command that bring
         rows.append((stage, installed(*names), install_command(extra)))
     return rows
 
-# %% ../../nbs/lib/cli/doctor.ipynb #c018
-@command()
+# %% ../../nbs/lib/cli/doctor.ipynb #c019
+def thinking_of(
+    tokenizer,  # with a chat template
+) -> str:  # a sentence
+    "What a chat template does with `enable_thinking`."
+    from toolcall_ft.template.habits import write
+
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "tokenizer": tokenizer, "prompt": True}
+    plain, on, off = (write(**asked, thinking=mode) for mode in (None, True, False))
+    if on == off:
+        return "the template has no switch for it"
+    usual = "on" if plain == on else "off"
+    return f"{usual} if nobody says otherwise; set train.thinking in config.yaml"
+
+# %% ../../nbs/lib/cli/doctor.ipynb #c020
+def template_of(
+    tokenizer,  # with a chat template
+) -> str:  # a sentence
+    "Can the template be written so that every server makes the text of training?"
+    from toolcall_ft.template.portable import portable_template
+
+    try:
+        portable_template(tokenizer)
+    except UserError as error:
+        return f"no. {error}"
+    return "yes: merge writes it, and every server makes the text of training"
+
+# %% ../../nbs/lib/cli/doctor.ipynb #c021
+READS = "reads calls by itself"
+
+
+def model_outlook(
+    name: str,  # "tiny-qwen2", a model folder, or an id on the hub
+) -> list:  # rows: (what, a sentence)
+    "What will happen to a model on its way. Raises `UserError` for one whose calls are not known here."
+    from toolcall_ft.template.models import load_tokenizer
+    from toolcall_ft.tools.formats import tool_format
+
+    tokenizer = load_tokenizer(name)
+    form = tool_format(tokenizer)
+    notes = dict(form.notes)
+    several = "yes" if form.between is not None else "no: they are refused before training"
+    return [
+        ("format of calls", form.name),
+        ("two calls in a turn", several),
+        ("thinking", thinking_of(tokenizer)),
+        ("one template everywhere", template_of(tokenizer)),
+        ("llama-server", notes.get("llama-server", READS)),
+        ("Ollama", notes.get("Ollama", READS)),
+        ("vLLM", f"--tool-call-parser {form.vllm_parser}. {notes.get('vLLM', '')}".strip()),
+    ]
+
+# %% ../../nbs/lib/cli/doctor.ipynb #c024
+@command(
+    option("--model", metavar="NAME", help="say what will happen to this model, before you train it")
+)
 def doctor_command(arguments):
     "What is installed, what each stage will use, what is missing and how to get it"
+    if arguments.model:
+        for what, said in model_outlook(arguments.model):
+            print(f"{what:26}{said}")
+        return
     rows = find_packages() + find_programs()
     for what, found, advice in rows:
         print(f"{what:38}{found or 'missing; to get it: ' + advice}")
@@ -161,7 +219,7 @@ def doctor_command(arguments):
     if not missing and not wrong:
         print("\nEverything for the whole chain is here, in versions that go together.")
 
-# %% ../../nbs/lib/cli/doctor.ipynb #c020
+# %% ../../nbs/lib/cli/doctor.ipynb #c026
 @command()
 def llama_cpp_command(arguments):
     "Find llama.cpp, or build the pinned version into the user's cache"
@@ -173,7 +231,7 @@ def llama_cpp_command(arguments):
         found = build_llama_cpp()
     print(f"llama.cpp {found['version']}: {found['folder']}")
 
-# %% ../../nbs/lib/cli/doctor.ipynb #c021
+# %% ../../nbs/lib/cli/doctor.ipynb #c027
 @command()
 def ollama_command(arguments):
     "Find Ollama, or build the pinned version into the user's cache (wants Go)"

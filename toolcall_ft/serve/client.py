@@ -183,7 +183,11 @@ def ids_body(
     "A request as token ids, exactly those of training."
     messages = normalize_messages(request["messages"], request.get("tools"))
     prompt = encode_prompt({**request, "messages": messages}, tokenizer)
-    return {**settings, "prompt": list(prompt), "temperature": 0, "skip_special_tokens": False}
+    shown = {  # the tags of calls may be control tokens: vLLM's word for it, and llama-server's
+        "skip_special_tokens": False,
+        "preserved_tokens": tool_format(tokenizer).tags,
+    }
+    return {**settings, "prompt": list(prompt), "temperature": 0, **shown}
 
 # %% ../../nbs/lib/serve/client.ipynb #c020
 def read_completion(

@@ -32,9 +32,11 @@ def write_modelfile(
     template = fields.get("tokenizer.chat_template", "")
     form = next((form for form in TOOL_FORMATS if form.is_in(template)), None)
     if form is None:
+        known = ", ".join(form.name for form in TOOL_FORMATS)
         raise UserError(
-            f"{gguf}: its chat template is not Qwen's, nor Llama 3's, and Ollama would say that the model "
-            "does not support tools. Export it again from a folder whose tokenizer has the right template."
+            f"{gguf}: its chat template writes calls in no format of {known}, and Ollama would say that "
+            "the model does not support tools. "
+            "Export it again from a folder whose tokenizer has the right template."
         )
     output = Path(output)
     go = ""

@@ -77,6 +77,9 @@ def tidy_message(
     return tidy
 
 # %% ../../nbs/lib/template/habits.ipynb #c013
+PRINTED_MARK = repr(MARK)[1:-1]  # by a template that writes lists as Python does
+
+
 def write(
     messages: list,  # in the shape that templates take
     tokenizer,  # with a chat template
@@ -95,7 +98,8 @@ def write(
         "chat_template": template,
     } | ({} if thinking is None else {"enable_thinking": thinking})
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        text = tokenizer.apply_chat_template(messages, **options)
+        return text.replace(PRINTED_MARK, MARK)
     except (TemplateError, TypeError) as error:
         raise UserError(f"the chat template refuses this conversation: {error}") from error
 

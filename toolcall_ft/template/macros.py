@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
-from .control import split_tokenizer
+from .control import BREAK, split_tokenizer
 
 # %% ../../nbs/lib/template/macros.ipynb #c004
 GO_FIELDS = (
@@ -218,6 +218,27 @@ JSON_MACROS = """{%- macro portable_value(x, place) %}
 """
 
 # %% ../../nbs/lib/template/macros.ipynb #c018
+VALUE_MACROS = """{%- macro portable_argument(x, name, key) %}
+    {%- set fields = portable_fields[name] if name in portable_fields else {} %}
+    {{- portable_json(x, fields[key] if key in fields else '') }}
+{%- endmacro %}
+{%- macro portable_string(x) %}
+    {%- if x is float and cycler is not defined %}
+        {{- portable_number(x) }}
+    {%- elif x is string %}
+        {{- portable_text(x) }}
+    {%- else %}
+        {%- set written = namespace(text=x | string) %}
+        {%- for token, parts in portable_tokens.items() %}
+            {%- set parts = parts | replace('JOINER', '\\\\u2060') %}
+            {%- set written.text = written.text | replace(token, parts) %}
+        {%- endfor %}
+        {{- written.text }}
+    {%- endif %}
+{%- endmacro %}
+""".replace("JOINER", BREAK)  # Python writes it with a backslash inside of a list
+
+# %% ../../nbs/lib/template/macros.ipynb #c019
 def jinja_table(
     table: dict,  # texts, or tables of texts
 ) -> str:  # Jinja source
@@ -232,7 +253,7 @@ def jinja_table(
         + "}"
     )
 
-# %% ../../nbs/lib/template/macros.ipynb #c021
+# %% ../../nbs/lib/template/macros.ipynb #c022
 BY_IDS = (
     "Serve this model by token ids (`encode_prompt`, sent to /completion or /v1/completions as the "
     "prompt), or train it with Qwen's template"
@@ -246,7 +267,7 @@ def overlaps(
     "Does a control token begin in the end of another?"
     return end.startswith(tokens) or any(other.startswith(end) for other in tokens)
 
-# %% ../../nbs/lib/template/macros.ipynb #c022
+# %% ../../nbs/lib/template/macros.ipynb #c023
 def hard_to_find(
     token: str,  # a control token
     tokens: tuple,  # all of them
@@ -256,7 +277,7 @@ def hard_to_find(
         return True
     return any(overlaps(token[cut:], tokens) for cut in range(1, len(token)))
 
-# %% ../../nbs/lib/template/macros.ipynb #c023
+# %% ../../nbs/lib/template/macros.ipynb #c024
 def typed_tokens(
     tokenizer,  # with a chat template
 ) -> list:  # the control tokens that one could type, the longest first

@@ -22,6 +22,7 @@ from toolcall_ft.template.macros import (
     NUMBER_MACRO,
     RULE,
     TEXT_MACRO,
+    VALUE_MACROS,
     jinja_table,
     llama_form,
     llama_json,
@@ -162,6 +163,7 @@ def macros(
         + TEXT_MACRO.replace("MAY_HOLD_ONE", firsts)
         + NUMBER_MACRO
         + JSON_MACROS
+        + VALUE_MACROS
         + mode
         + RULE
     )
@@ -169,11 +171,13 @@ def macros(
 # %% ../../nbs/lib/template/portable.ipynb #c016
 MESSAGE = (
     r"(?:message|messages\[[^\[\]()]*\])"
-    r"(?:\.(?:reasoning_)?content\b|\[(['\"])(?:reasoning_)?content\2\])"
+    r"(?:\.(?:reasoning_)?content\b|\[(['\"])(?:reasoning_)?content\2\]|\.get\((['\"])content\3\))"
 )
+NAMED = r"tool_call(?:\.function)?\.name\b|(?:tool_call\[\"function\"\]|func)\[\"name\"\]"
+ARGUMENT = r"args?_name(?=\s*\+)|args?_value(?=\s*(?:\+|\|\s*replace))"
 
 OUTSIDE = re.compile(  # `is`: a question, nothing is written
-    rf"(?<![\w.])({MESSAGE}|tool_call(?:\.function)?\.name\b"
+    rf"(?<![\w.])({MESSAGE}|{NAMED}|{ARGUMENT}"
     r"|tool_call(?:\.function)?\.arguments(?=\s*-?}}))(?!\s+is\b)"
 )
 
@@ -184,11 +188,16 @@ def portable_body(
     "The template with every place known to write something from outside put into its macro"
     template = OUTSIDE.sub(r"portable_text(\1)", template)
     template = re.sub(r"(?<![\w.])tool\s*\|\s*tojson\b", "portable_tool(tool)", template)
-    return re.sub(
+    template = re.sub(
         r"\b(tool_call(?:\.function)?)\.arguments\s*\|\s*tojson\b",
         r"portable_json(\1.arguments, \1.name)",
         template,
     )
+    # one argument by itself: Qwen3.5 knows there of which tool it is, LFM2 does not
+    known = r"portable_argument(args_value, tool_call.name, args_name)"
+    template = re.sub(r"\bargs_value\s*\|\s*tojson\b", known, template)
+    template = re.sub(r"\barg_value\s*\|\s*tojson\b", "portable_json(arg_value, '')", template)
+    return re.sub(r"\b(args?_value)\s*\|\s*string\b", r"portable_string(\1)", template)
 
 # %% ../../nbs/lib/template/portable.ipynb #c017
 def own_template(
@@ -197,10 +206,10 @@ def own_template(
     "The model's own template again"
     if not template.startswith(HEAD):
         return template
-    body = re.sub(
-        r"portable_(?:json|tool)\(([^(),]*)[^()]*\)", r"\1 | tojson", template.partition(RULE)[2]
-    )
-    return re.sub(r"portable_text\(([^()]*)\)", r"\1", body)
+    body = template.partition(RULE)[2]
+    body = re.sub(r"portable_(?:json|tool|argument)\(([^(),]*)[^()]*\)", r"\1 | tojson", body)
+    body = re.sub(r"portable_string\(([^()]*)\)", r"\1 | string", body)
+    return re.sub(r"portable_text\(((?:[^()]|\([^()]*\))*)\)", r"\1", body)
 
 # %% ../../nbs/lib/template/portable.ipynb #c020
 def filled_tool(
@@ -287,7 +296,9 @@ def probes(
     for field in FIELDS:
         yield field, filled({field: "x" + ".".join(tokens) + "x"})
     for token in tokens:
-        yield "all fields", filled({"all": f"{token[1:]} {token[:-1]}"})
+        # a name of the owner's own does not end in half a token: XML templates write > behind it
+        names = dict.fromkeys(("name of a call", "argument name"), "q")
+        yield "all fields", filled({"all": f"{token[1:]} {token[:-1]}", **names})
     system, question, *others = filled({})["messages"]
     turns = [
         [question],
@@ -352,7 +363,7 @@ class Proof:
 # %% ../../nbs/lib/template/portable.ipynb #c027
 NOT_PORTABLE = (
     "{}: this chat template cannot be made portable: {}. Known are the templates of Qwen2.5 and "
-    "Qwen3, and others that write `message.content`, `tool | tojson` and "
+    "later, LFM2 and Granite, and others that write `message.content`, `tool | tojson` and "
     "`tool_call.arguments | tojson`. " + BY_IDS
 )
 

@@ -36,6 +36,7 @@ def memorise_answers(
     output,  # the folder of the new model
     model="tiny-qwen2",  # a model folder
     steps: int = 150,  # at most
+    embeddings: bool = True,  # learn them, too; with a large vocabulary that takes most of the time
 ) -> dict:  # {"steps", "loss", "wrong tokens"}
     """Train a copy of a small model until it gives the wanted answer to each request.
 
@@ -46,6 +47,7 @@ def memorise_answers(
     torch.manual_seed(0)
     tokenizer = load_tokenizer(model)
     learner = load_weights(model_path(model))
+    learner.get_input_embeddings().requires_grad_(embeddings)
     end = turn_end(tokenizer)
     rows = [
         (
@@ -57,7 +59,8 @@ def memorise_answers(
     ids, labels = memorise_batch(rows, tokenizer.pad_token_id)
     learnt = labels[:, 1:] != -100  # only there is the vocabulary asked: it may be large
     wanted = labels[:, 1:][learnt]
-    optimizer = torch.optim.AdamW(learner.parameters(), 1e-3)
+    learning = [weights for weights in learner.parameters() if weights.requires_grad]
+    optimizer = torch.optim.AdamW(learning, 1e-3)
     for step in range(steps):
         hidden = learner.base_model(input_ids=ids).last_hidden_state[:, :-1]
         scores = learner.get_output_embeddings()(hidden[learnt])
