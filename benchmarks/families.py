@@ -169,7 +169,11 @@ def measure(name, runtimes, work, record, again):
         return
     tokenizer = load_tokenizer(str(family_model(name)))
     answers = learnt_by(name)
-    folder, gguf, not_portable = make_files(name, work)
+    try:
+        folder, gguf, not_portable = make_files(name, work)
+    except UserError as error:
+        row["failed"] = str(error)
+        return
     every = [*hard_corpus(), *asked(answers)]
     cases, wanted, _ = encode_cases(every, tokenizer)
     row |= {"format": tool_format(tokenizer).name, "rows": count_rows(every, tokenizer)}
@@ -195,8 +199,10 @@ def table(record):
     for runtime in RUNTIMES:
         header += [f"prompts at {runtime}", f"calls at {runtime}"]
     rows = []
-    for name in filter(record.get, BY_NAME):
-        row = record[name]
+    for name in BY_NAME:
+        row = record.get(name, {})
+        if "rows" not in row:
+            continue
         n, refused = row["rows"]["n"], len(row["rows"]["refused"])
         cells = [name, row["format"], share([n - refused, n])]
         cells.append("yes" if row["portable"] is True else "no")
@@ -226,7 +232,7 @@ def main():
         record["command"] = "python benchmarks/families.py --work runs/families"
         text = dump_json(record).replace(str(options.work.absolute()), "runs/families")
         write_text(RESULTS, text.replace(str(options.work), "runs/families") + "\n")
-        print(table({name: record["families"][name]}).splitlines()[-1], flush=True)
+        print(record["families"][name].get("failed") or name, flush=True)
     print(table(record["families"]))
 
 

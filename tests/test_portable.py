@@ -39,8 +39,12 @@ from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.normalize import normalize_messages
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-WORDS = {"qwen3": "<think> </think> <tool_response> </tool_response>"}
+WORDS = {
+    "qwen3": "<think> </think> <tool_response> </tool_response>",
+    "lfm2": "<|tool_call_start|> <|tool_call_end|> <|tool_response_start|> <|tool_response_end|>",
+}
 KNOWN = ["qwen2_5", "qwen2_5_training", "qwen3", "qwen3_training", "qwen3_instruct_2507"]
+SINGLY = ["qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "qwen3_8", "lfm2_v2", "lfm2_2_5_v2"]
 
 
 def tool(name, description="d", required=(), **properties):
@@ -281,7 +285,7 @@ def test_training_rows_are_the_same_and_as_fast_a_way_is_taken(name):
     assert facts[0] == facts[1]
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", KNOWN + SINGLY)
 def test_a_portable_template_is_made_anew_from_the_own_one(name):
     own, portable = pair(name)
     assert own_template(portable.chat_template) == own.chat_template
@@ -295,7 +299,7 @@ def test_a_portable_template_is_made_anew_from_the_own_one(name):
         ("gemma4", "would stay real"),
         ("glm4moe", "another text"),
         ("smolvlm", "in parts"),
-        ("qwen3_5_nothink", "would stay real"),
+        ("nemotron_3_nano", "would stay real"),
         ("gemma", "it refuses the conversations"),
     ],
 )

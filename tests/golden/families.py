@@ -131,6 +131,7 @@ def llama3_tokenizer(models: Path, folder: Path) -> None:
 
 def gemma4(models: Path, folder: Path) -> None:
     "Gemma 4's vocabulary, which Transformers does not read from a GGUF."
+    from tokenizers.processors import TemplateProcessing
     from transformers import GemmaTokenizer
 
     llama = find_llama_cpp(["convert"])
@@ -139,6 +140,8 @@ def gemma4(models: Path, folder: Path) -> None:
     merges = [tuple(pair.split(" ")) for pair in fields["tokenizer.ggml.merges"]]
     tokenizer = GemmaTokenizer(vocab=words, merges=merges, eos_token="<turn|>")
     tokenizer.add_special_tokens({"additional_special_tokens": GEMMA_SPECIAL})
+    begin = TemplateProcessing("<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begin
     tokenizer.save_pretrained(folder)
 
 

@@ -19,6 +19,7 @@ from ..base.process import run_logged
 # what they do, and the names in llama.cpp's src/llama-vocab.cpp that mean the same
 PRE_TOKENIZERS = {
     "qwen2": "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open".split(),
+    "qwen35": ["qwen35"],
     "smollm": "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2".split(),
     "gpt-2": (
         "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert "
@@ -40,12 +41,14 @@ def pre_tokenizer_name(
 ) -> str:  # what llama.cpp calls it; None for one that we do not know
     "The name of a pre-tokenizer by what it does: Qwen2's, SmolLM's, or GPT-2's."
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+    from transformers.models.qwen3_5 import tokenization_qwen3_5 as qwen35
 
+    split = {PRETOKENIZE_REGEX: "qwen2", qwen35.PRETOKENIZE_REGEX: "qwen35"}
     steps = pre_tokenizer_steps(folder)
     kinds = [step.get("type") for step in steps]
     patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]
-    if kinds == ["Split", "ByteLevel"] and patterns == [PRETOKENIZE_REGEX]:
-        return "qwen2"
+    if kinds == ["Split", "ByteLevel"] and patterns[0] in split:
+        return split[patterns[0]]
     if kinds[-1:] != ["ByteLevel"]:
         return None
     if steps[-1].get("add_prefix_space") or not steps[-1].get("use_regex", True):
@@ -67,7 +70,7 @@ def is_cut_alike(
     own = pre_tokenizer_name(model)
     return name in PRE_TOKENIZERS[own] if own else name not in PRE_TOKENIZERS
 
-# %% ../../nbs/lib/export/convert.ipynb #c011
+# %% ../../nbs/lib/export/convert.ipynb #c012
 def name_pre_tokenizers(
     text_model: type,  # the converter's class `TextModel`
 ) -> None:
@@ -75,16 +78,19 @@ def name_pre_tokenizers(
     ask_llama = text_model.get_vocab_base_pre
 
     def pre_tokenizer(self, tokenizer):
+        own = pre_tokenizer_name(self.dir_model)
         try:
-            return ask_llama(self, tokenizer)
+            name = ask_llama(self, tokenizer)
         except NotImplementedError:
-            if name := pre_tokenizer_name(self.dir_model):
-                return name
+            if own:
+                return own
             raise
+        # it goes by the tokens of one text, which two pre-tokenizers may have in common
+        return name if is_cut_alike(name, self.dir_model) else own or name
 
     text_model.get_vocab_base_pre = pre_tokenizer
 
-# %% ../../nbs/lib/export/convert.ipynb #c013
+# %% ../../nbs/lib/export/convert.ipynb #c014
 def refuse_sentence_pieces(
     text_model: type,  # the converter's class `TextModel`
 ) -> None:
@@ -98,7 +104,7 @@ def refuse_sentence_pieces(
 
     text_model._set_vocab_llama_hf = set_vocab_llama
 
-# %% ../../nbs/lib/export/convert.ipynb #c014
+# %% ../../nbs/lib/export/convert.ipynb #c015
 def rename_in_vocabulary(
     text_model: type,  # the converter's class `TextModel`
 ) -> None:
@@ -111,7 +117,7 @@ def rename_in_vocabulary(
 
     text_model.get_vocab_base = get_vocab_base
 
-# %% ../../nbs/lib/export/convert.ipynb #c016
+# %% ../../nbs/lib/export/convert.ipynb #c017
 def write_version(
     model_base: type,  # the converter's class `ModelBase`
     version: str,  # of llama.cpp
@@ -125,7 +131,18 @@ def write_version(
 
     model_base.prepare_metadata = prepare_metadata
 
-# %% ../../nbs/lib/export/convert.ipynb #c017
+# %% ../../nbs/lib/export/convert.ipynb #c018
+def leave_out_drafts() -> None:
+    """Have the converter look for no layers that guess further tokens (`mtp.*`, of Qwen3-Next and Qwen3.5).
+
+    Transformers does not load them, so a model that it saved has none.
+    """
+    from conversion import qwen
+
+    if hasattr(qwen, "_QwenMtpMixin"):  # an older llama.cpp of the user's own has none
+        qwen._QwenMtpMixin.no_mtp = True
+
+# %% ../../nbs/lib/export/convert.ipynb #c019
 def run_converter(
     script: str,  # a converter in a llama.cpp tree
     version: str,  # of llama.cpp, for the file's metadata
@@ -144,14 +161,15 @@ def run_converter(
     refuse_sentence_pieces(TextModel)
     rename_in_vocabulary(TextModel)
     write_version(ModelBase, version)
+    leave_out_drafts()
     hide_paths()
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 
-# %% ../../nbs/lib/export/convert.ipynb #c019
+# %% ../../nbs/lib/export/convert.ipynb #c021
 LOOKALIKE = re.compile(r"_?[<\[]\S*[>\]]")
 
-# %% ../../nbs/lib/export/convert.ipynb #c020
+# %% ../../nbs/lib/export/convert.ipynb #c022
 def rename_lookalikes(
     tokens: list,  # the vocabulary, as the converter has read it
     kinds: list,  # of its tokens; 1 is an ordinary one
@@ -176,7 +194,7 @@ def rename_lookalikes(
 
     return [rename(index, token) for index, token in enumerate(tokens)]
 
-# %% ../../nbs/lib/export/convert.ipynb #c022
+# %% ../../nbs/lib/export/convert.ipynb #c024
 def is_path(
     value,  # of a README's metadata
 ) -> bool:
@@ -185,7 +203,7 @@ def is_path(
         return any(map(is_path, value))
     return isinstance(value, str) and bool(re.search(r"(^|:)(/|\.|~|[A-Za-z]:\\)", value))
 
-# %% ../../nbs/lib/export/convert.ipynb #c024
+# %% ../../nbs/lib/export/convert.ipynb #c026
 def hide_paths() -> None:
     "Have the converter leave out what a README says of folders on this machine (`base_model:` and a folder)."
     from gguf import Metadata
@@ -197,12 +215,12 @@ def hide_paths() -> None:
 
     Metadata.load_model_card = staticmethod(load_model_card)
 
-# %% ../../nbs/lib/export/convert.ipynb #c026
+# %% ../../nbs/lib/export/convert.ipynb #c028
 CONVERT = (
     "import sys; from toolcall_ft.export.convert import run_converter; run_converter(*sys.argv[1:])"
 )
 
-# %% ../../nbs/lib/export/convert.ipynb #c027
+# %% ../../nbs/lib/export/convert.ipynb #c029
 def converter_environment() -> dict:  # environment variables
     "The environment in which a child process finds this package and asks nobody on the network."
     import toolcall_ft
@@ -211,7 +229,7 @@ def converter_environment() -> dict:  # environment variables
     found = os.pathsep.join(filter(None, paths))
     return {**os.environ, "PYTHONPATH": found, "HF_HUB_OFFLINE": "1"}
 
-# %% ../../nbs/lib/export/convert.ipynb #c028
+# %% ../../nbs/lib/export/convert.ipynb #c030
 def convert_gguf(
     model,  # a folder with a merged model, or with an adapter
     output,  # the GGUF file to write
@@ -228,7 +246,7 @@ def convert_gguf(
     command = [sys.executable, "-c", CONVERT, script, llama["version"], model, *options]
     run_logged(command, f"converting {model}", env=converter_environment())
 
-# %% ../../nbs/lib/export/convert.ipynb #c030
+# %% ../../nbs/lib/export/convert.ipynb #c032
 def read_gguf(
     path,  # a GGUF file
     llama: dict,  # from `find_llama_cpp`
@@ -249,7 +267,7 @@ def read_gguf(
     tensors = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     return {"fields": fields, "tensors": tensors, "bytes": Path(path).stat().st_size}
 
-# %% ../../nbs/lib/export/convert.ipynb #c031
+# %% ../../nbs/lib/export/convert.ipynb #c033
 def check_magic(
     path,  # a file
 ) -> None:
@@ -266,12 +284,16 @@ def check_magic(
             f"{path}: not a GGUF file (it begins with {magic!r}). Make one with: toolcall-ft export"
         )
 
-# %% ../../nbs/lib/export/convert.ipynb #c034
+# %% ../../nbs/lib/export/convert.ipynb #c036
 # the numbers that llama.cpp writes for the kinds of a control token and of an added word
 CONTROL_TOKEN = 3
 WHOLE_TOKEN = 4
+# of Gemma 4, which the converter has shown in an answer: its parser of calls must see them
+SHOWN = set(
+    '<|channel> <channel|> <|tool_call> <tool_call|> <|tool_response> <tool_response|> <|"|>'.split()
+)
 
-# %% ../../nbs/lib/export/convert.ipynb #c035
+# %% ../../nbs/lib/export/convert.ipynb #c037
 def excerpt(
     value,
     other,  # two values that differ
@@ -280,7 +302,7 @@ def excerpt(
     place = len(os.path.commonprefix([str(value), str(other)]))
     return str(value)[max(0, place - 20) : place + 40]
 
-# %% ../../nbs/lib/export/convert.ipynb #c037
+# %% ../../nbs/lib/export/convert.ipynb #c039
 def moved_tokens(
     tokenizer,  # of the model folder
     tokens: list,  # the vocabulary of the GGUF
@@ -296,7 +318,7 @@ def moved_tokens(
 
     return [token for token, index in tokenizer.get_vocab().items() if not is_there(token, index)]
 
-# %% ../../nbs/lib/export/convert.ipynb #c038
+# %% ../../nbs/lib/export/convert.ipynb #c040
 def tokens_read_as_text(
     tokenizer,  # of the model folder
     kinds: list,  # of the tokens in the GGUF
@@ -304,12 +326,13 @@ def tokens_read_as_text(
     "The control tokens of a model that have another kind in a GGUF."
     found = []
     for index, token in tokenizer.added_tokens_decoder.items():
-        allowed = (CONTROL_TOKEN,) if token.special else (CONTROL_TOKEN, WHOLE_TOKEN)
+        shown = not token.special or token.content in SHOWN
+        allowed = (CONTROL_TOKEN, WHOLE_TOKEN) if shown else (CONTROL_TOKEN,)
         if index < len(kinds) and kinds[index] not in allowed:
             found.append(token.content)
     return found
 
-# %% ../../nbs/lib/export/convert.ipynb #c039
+# %% ../../nbs/lib/export/convert.ipynb #c041
 def gguf_facts(
     fields: dict,  # the metadata of a GGUF
     tokenizer,  # of the model folder
@@ -334,7 +357,7 @@ def gguf_facts(
         "the pre-tokenizer": (cut, cut if is_cut_alike(cut, model) else pre_tokenizer_name(model)),
     }
 
-# %% ../../nbs/lib/export/convert.ipynb #c041
+# %% ../../nbs/lib/export/convert.ipynb #c043
 def check_gguf(
     path,  # a GGUF file
     model,  # the folder it was made from

@@ -60,7 +60,7 @@ def memorise_answers(
     learnt = labels[:, 1:] != -100  # only there is the vocabulary asked: it may be large
     wanted = labels[:, 1:][learnt]
     learning = [weights for weights in learner.parameters() if weights.requires_grad]
-    optimizer = torch.optim.AdamW(learning, 1e-3)
+    optimizer = torch.optim.AdamW(learning, 1e-3 if embeddings else 3e-3)
     for step in range(steps):
         hidden = learner.base_model(input_ids=ids).last_hidden_state[:, :-1]
         scores = learner.get_output_embeddings()(hidden[learnt])
