@@ -1087,7 +1087,7 @@ def test_json_that_python_would_take():
         (b"", "empty"),
         (b"\xff\xfe[\x00", "UTF-16"),
         (b"\xb1\xb1", "not UTF-8"),
-        (b'{"a": 1,\n}', "line 2"),
+        (b'{"a": 1,\n}', "line [12]"),  # Python 3.13 points at the comma
         (b'{"a": 1, "a": 2}', "twice"),
     ],
 )
