@@ -419,6 +419,20 @@ def trained_thinking(
     return before[1] == "true" if before else None
 
 # %% ../../nbs/lib/template/portable.ipynb #c030
+def usual_thinking(
+    tokenizer,  # with a chat template
+    template: str,  # the model's own one
+):  # False or None
+    "False for a template that thinks only when asked: llama-server asks every template to think."
+    asked = {"messages": [{"role": "user", "content": "q"}], "tokenizer": tokenizer}
+    asked |= {"prompt": True, "template": template}
+    try:
+        plain, on, off = (write(**asked, thinking=mode) for mode in (None, True, False))
+    except UserError:
+        return None
+    return False if plain == off != on else None
+
+# %% ../../nbs/lib/template/portable.ipynb #c031
 def portable_template(
     tokenizer,  # with a chat template, portable already or not
     tools: list = (),  # the schemas that the model was trained on: for engines that change a tool on its way
@@ -433,6 +447,8 @@ def portable_template(
     own, tokens = own_template(template), typed_tokens(tokenizer)
     if thinking is None:
         thinking = trained_thinking(template)
+    if thinking is None:
+        thinking = usual_thinking(tokenizer, own)
     if template_habits(tokenizer)["parts"]:
         raise UserError(
             f"{tokenizer.name_or_path}: this chat template takes content in parts, as models for "
@@ -445,7 +461,7 @@ def portable_template(
     prove_portable(tokenizer, own, new, tokens, thinking=thinking)
     return new
 
-# %% ../../nbs/lib/template/portable.ipynb #c032
+# %% ../../nbs/lib/template/portable.ipynb #c033
 def make_portable(
     folder,  # of a model; changed
     tools: list = (),  # as in `portable_template`
