@@ -64,7 +64,7 @@ def make_files(name, work):
     try:
         make_portable(folder, list(tools.values()))
     except UserError as error:
-        not_portable = str(error).partition(": this chat template ")[2].partition(" Known are")[0]
+        not_portable = str(error).partition(": ")[2].partition(" Known are")[0]
     gguf = folder / "gguf" / "model-F16.gguf"
     if not gguf.exists():
         export_gguf(folder, gguf.parent, ["F16"])

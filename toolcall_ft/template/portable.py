@@ -142,11 +142,22 @@ def field_orders(
     return orders
 
 # %% ../../nbs/lib/template/portable.ipynb #c015
+def keeps_thoughts(
+    template: str,  # a model's own chat template
+) -> str:  # Jinja source; "" for a template that knows no such switch
+    "Whether earlier thoughts stay, as in training: llama-server asks every template to keep them."
+    if "preserve_thinking" not in template:
+        return ""
+    usual = bool(re.search(r"preserve_thinking is (undefined|not defined)", template))
+    return f"{{%- set preserve_thinking = {str(usual).lower()} %}}\n"
+
+# %% ../../nbs/lib/template/portable.ipynb #c016
 def macros(
     tokens: list,  # from `typed_tokens`
     pairs: list,  # from `sent_tools`
     pattern: re.Pattern,  # from `split_tokenizer`
     thinking: bool = None,  # as in `portable_template`
+    kept: str = "",  # from `keeps_thoughts`
 ) -> str:  # Jinja source
     "What is put in front of the model's own template"
     mode = "" if thinking is None else f"{{%- set enable_thinking = {str(thinking).lower()} %}}\n"
@@ -164,11 +175,12 @@ def macros(
         + NUMBER_MACRO
         + JSON_MACROS
         + VALUE_MACROS
+        + kept
         + mode
         + RULE
     )
 
-# %% ../../nbs/lib/template/portable.ipynb #c016
+# %% ../../nbs/lib/template/portable.ipynb #c017
 MESSAGE = (
     r"(?:message|messages\[[^\[\]()]*\])"
     r"(?:\.(?:reasoning_)?content\b|\[(['\"])(?:reasoning_)?content\2\]|\.get\((['\"])content\3\))"
@@ -199,7 +211,7 @@ def portable_body(
     template = re.sub(r"\barg_value\s*\|\s*tojson\b", "portable_json(arg_value, '')", template)
     return re.sub(r"\b(args?_value)\s*\|\s*string\b", r"portable_string(\1)", template)
 
-# %% ../../nbs/lib/template/portable.ipynb #c017
+# %% ../../nbs/lib/template/portable.ipynb #c018
 def own_template(
     template: str,  # a chat template, perhaps a portable one
 ) -> str:  # without our macros
@@ -211,7 +223,7 @@ def own_template(
     body = re.sub(r"portable_string\(([^()]*)\)", r"\1 | string", body)
     return re.sub(r"portable_text\(((?:[^()]|\([^()]*\))*)\)", r"\1", body)
 
-# %% ../../nbs/lib/template/portable.ipynb #c020
+# %% ../../nbs/lib/template/portable.ipynb #c021
 def filled_tool(
     text,  # field -> text
 ) -> dict:  # an OpenAI schema
@@ -231,7 +243,7 @@ def filled_tool(
         },
     }
 
-# %% ../../nbs/lib/template/portable.ipynb #c021
+# %% ../../nbs/lib/template/portable.ipynb #c022
 def filled_call(
     text,  # field -> text
 ) -> dict:  # a call as in a message
@@ -241,7 +253,7 @@ def filled_call(
     name = "probe" + text("name of a call")
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
-# %% ../../nbs/lib/template/portable.ipynb #c022
+# %% ../../nbs/lib/template/portable.ipynb #c023
 def filled(
     texts: dict,  # field -> text; the other fields hold a harmless one
 ) -> dict:  # an example
@@ -268,7 +280,7 @@ def filled(
         ],
     }
 
-# %% ../../nbs/lib/template/portable.ipynb #c023
+# %% ../../nbs/lib/template/portable.ipynb #c024
 FIELDS = (
     "tool description",
     "property name",
@@ -284,7 +296,7 @@ FIELDS = (
     "result",
 )
 
-# %% ../../nbs/lib/template/portable.ipynb #c024
+# %% ../../nbs/lib/template/portable.ipynb #c025
 def probes(
     tokens: list,  # control tokens
 ):  # an iterator of (field, example)
@@ -313,7 +325,7 @@ def probes(
     for probe in PROBES:
         yield "no field", probe
 
-# %% ../../nbs/lib/template/portable.ipynb #c025
+# %% ../../nbs/lib/template/portable.ipynb #c026
 def written(
     example: dict,  # {"messages", "tools"}
     tokenizer,  # with control tokens
@@ -329,7 +341,7 @@ def written(
         messages, tools = hide_control_tokens([messages, tools], pattern)
     return write(messages, tokenizer, tools, template=template, **options)
 
-# %% ../../nbs/lib/template/portable.ipynb #c026
+# %% ../../nbs/lib/template/portable.ipynb #c027
 class Proof:
     "A new template beside the model's own one"
 
@@ -360,7 +372,7 @@ class Proof:
         left = [token for token in self.tokens if found.count(token) > wanted.count(token)]
         return f"{', '.join(left[:5])} would stay real" if left else "another text would be written"
 
-# %% ../../nbs/lib/template/portable.ipynb #c027
+# %% ../../nbs/lib/template/portable.ipynb #c028
 NOT_PORTABLE = (
     "{}: this chat template cannot be made portable: {}. Known are the templates of Qwen2.5 and "
     "later, LFM2 and Granite, and others that write `message.content`, `tool | tojson` and "
@@ -396,7 +408,7 @@ def prove_portable(
         why = "it refuses the conversations that this is tried on"
         raise UserError(NOT_PORTABLE.format(name, why))
 
-# %% ../../nbs/lib/template/portable.ipynb #c028
+# %% ../../nbs/lib/template/portable.ipynb #c029
 def trained_thinking(
     template: str,  # a chat template
 ):  # True, False or None
@@ -406,7 +418,21 @@ def trained_thinking(
     )
     return before[1] == "true" if before else None
 
-# %% ../../nbs/lib/template/portable.ipynb #c029
+# %% ../../nbs/lib/template/portable.ipynb #c030
+def usual_thinking(
+    tokenizer,  # with a chat template
+    template: str,  # the model's own one
+):  # False or None
+    "False for a template that thinks only when asked: llama-server asks every template to think."
+    asked = {"messages": [{"role": "user", "content": "q"}], "tokenizer": tokenizer}
+    asked |= {"prompt": True, "template": template}
+    try:
+        plain, on, off = (write(**asked, thinking=mode) for mode in (None, True, False))
+    except UserError:
+        return None
+    return False if plain == off != on else None
+
+# %% ../../nbs/lib/template/portable.ipynb #c031
 def portable_template(
     tokenizer,  # with a chat template, portable already or not
     tools: list = (),  # the schemas that the model was trained on: for engines that change a tool on its way
@@ -421,18 +447,21 @@ def portable_template(
     own, tokens = own_template(template), typed_tokens(tokenizer)
     if thinking is None:
         thinking = trained_thinking(template)
+    if thinking is None:
+        thinking = usual_thinking(tokenizer, own)
     if template_habits(tokenizer)["parts"]:
         raise UserError(
             f"{tokenizer.name_or_path}: this chat template takes content in parts, as models for "
             f"images do, and cannot be made portable. {BY_IDS}"
         )
     hide = split_tokenizer(tokenizer)["hide"]
-    front = macros(tokens, sent_tools(tools, written), hide, thinking)
+    pairs = sent_tools(tools, written)
+    front = macros(tokens, pairs, hide, thinking, kept=keeps_thoughts(own))
     new = front + portable_body(own)
     prove_portable(tokenizer, own, new, tokens, thinking=thinking)
     return new
 
-# %% ../../nbs/lib/template/portable.ipynb #c031
+# %% ../../nbs/lib/template/portable.ipynb #c033
 def make_portable(
     folder,  # of a model; changed
     tools: list = (),  # as in `portable_template`

@@ -112,14 +112,22 @@ LFM2 = PythonFormat(
 )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c015
+QUOTE = "a single quote inside of a text, which LFM2.5 writes as it is, ends the text for it"
+LFM25_NOTES = (
+    ("llama-server", f"reads calls by itself; but {QUOTE}"),
+    ("Ollama", f"reads calls by itself; but {QUOTE}, and Ollama answers with status 500"),
+)
+
+# %% ../../nbs/lib/tools/formats.ipynb #c016
 NEXT_ARGUMENT = r"(?=\s*(?:,\s*[^\s()\[\]{}<>,='\"]+=|\)))"  # or the end of the call
 LFM25 = replace(
     LFM2,
     name="lfm2.5",
     notation=python_notation(escape="", ahead=NEXT_ARGUMENT, lists=PYTHON),
+    notes=LFM25_NOTES,
 )
 
-# %% ../../nbs/lib/tools/formats.ipynb #c017
+# %% ../../nbs/lib/tools/formats.ipynb #c018
 def mark_notation(
     mark: str,  # around a text
     null: str = "null",
@@ -136,7 +144,7 @@ def mark_notation(
         sorted_keys=True,
     )
 
-# %% ../../nbs/lib/tools/formats.ipynb #c018
+# %% ../../nbs/lib/tools/formats.ipynb #c019
 GEMMA4 = MarkFormat(
     "gemma4",
     "<|tool_call>",
@@ -149,10 +157,10 @@ GEMMA4 = MarkFormat(
     vllm_parser="gemma4",
 )
 
-# %% ../../nbs/lib/tools/formats.ipynb #c019
+# %% ../../nbs/lib/tools/formats.ipynb #c020
 GEMMA4_FIRST = replace(GEMMA4, name="gemma4-first", notation=mark_notation('<|"|>', "None"))
 
-# %% ../../nbs/lib/tools/formats.ipynb #c020
+# %% ../../nbs/lib/tools/formats.ipynb #c021
 FUNCTION_GEMMA = MarkFormat(
     "functiongemma",
     "<start_function_call>",
@@ -164,9 +172,13 @@ FUNCTION_GEMMA = MarkFormat(
     notation=mark_notation("<escape>"),
     vllm_parser="functiongemma",
     ollama_parser=("functiongemma", "functiongemma"),
+    notes=(
+        ("llama-server", "has no parser for this family: ask it by token ids"),
+        ("Ollama", "not measured; it wants RENDERER and PARSER functiongemma in the Modelfile"),
+    ),
 )
 
-# %% ../../nbs/lib/tools/formats.ipynb #c021
+# %% ../../nbs/lib/tools/formats.ipynb #c022
 TOOL_FORMATS = [
     HERMES,
     GRANITE,
@@ -180,7 +192,7 @@ TOOL_FORMATS = [
     FUNCTION_GEMMA,
 ]
 
-# %% ../../nbs/lib/tools/formats.ipynb #c023
+# %% ../../nbs/lib/tools/formats.ipynb #c024
 def parse_calls(
     text: str,  # what a model generated
     form: ToolFormat = HERMES,  # of its family, from `tool_format`
@@ -189,7 +201,7 @@ def parse_calls(
     "Split generated text into plain content, calls and errors. Never raises; a call is never made of half a block."
     return form.parse(text, tools)
 
-# %% ../../nbs/lib/tools/formats.ipynb #c026
+# %% ../../nbs/lib/tools/formats.ipynb #c027
 PROBE_ARGUMENTS = {
     "a": "probe value",
     "b": "it's\ntwo lines",
@@ -199,7 +211,7 @@ PROBE_ARGUMENTS = {
 }
 PROBE = {"name": "probe_tool", "arguments": PROBE_ARGUMENTS}
 
-# %% ../../nbs/lib/tools/formats.ipynb #c027
+# %% ../../nbs/lib/tools/formats.ipynb #c028
 PROBE_CALL = {"id": "call00001", "type": "function", "function": PROBE}
 PROBE_TURNS = [
     {"role": "user", "content": "probe"},
@@ -215,7 +227,7 @@ PROBE_OFFER = {
     },
 }
 
-# %% ../../nbs/lib/tools/formats.ipynb #c028
+# %% ../../nbs/lib/tools/formats.ipynb #c029
 def probe_text(
     tokenizer,  # with a chat template
 ) -> str:
@@ -231,7 +243,7 @@ def probe_text(
         )
     return text
 
-# %% ../../nbs/lib/tools/formats.ipynb #c029
+# %% ../../nbs/lib/tools/formats.ipynb #c030
 def with_turns_of(
     form: ToolFormat,  # that writes calls as a template does
     text: str,  # a probe, as the template renders it
@@ -243,7 +255,7 @@ def with_turns_of(
         return form
     return replace(form, stops=(end, *(stop for stop in form.stops if stop != end)))
 
-# %% ../../nbs/lib/tools/formats.ipynb #c030
+# %% ../../nbs/lib/tools/formats.ipynb #c031
 @lru_cache(maxsize=32)
 def format_of(
     tokenizer,
@@ -261,14 +273,14 @@ def format_of(
         f"{text[max(0, place - 80) : place + 40]!r}. Known are: {known}."
     )
 
-# %% ../../nbs/lib/tools/formats.ipynb #c031
+# %% ../../nbs/lib/tools/formats.ipynb #c032
 def tool_format(
     tokenizer,  # with a chat template
 ) -> ToolFormat:
     "The format in which a model's chat template writes calls. Raises `UserError` for one that is not known."
     return format_of(tokenizer, str(tokenizer.chat_template))
 
-# %% ../../nbs/lib/tools/formats.ipynb #c033
+# %% ../../nbs/lib/tools/formats.ipynb #c034
 @lru_cache(maxsize=32)
 def known_format(
     tokenizer,
