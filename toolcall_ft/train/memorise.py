@@ -31,6 +31,16 @@ def memorise_batch(
     return ids, labels
 
 # %% ../../nbs/lib/train/memorise.ipynb #c007
+def answer_rows(
+    answers: list,  # of (request, the text to answer with)
+    tokenizer,
+) -> list:  # of (ids of the prompt, ids of the answer with the token that ends it)
+    "What is to be learnt by heart, as tokens."
+    end = turn_end(tokenizer)
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
+    return [(encode_prompt(request, tokenizer), [*encode(text), end]) for request, text in answers]
+
+# %% ../../nbs/lib/train/memorise.ipynb #c008
 def memorise_answers(
     answers: list,  # of (request, the text to answer with, without the token that ends it)
     output,  # the folder of the new model
@@ -48,15 +58,7 @@ def memorise_answers(
     tokenizer = load_tokenizer(model)
     learner = load_weights(model_path(model))
     learner.get_input_embeddings().requires_grad_(embeddings)
-    end = turn_end(tokenizer)
-    rows = [
-        (
-            encode_prompt(request, tokenizer),
-            tokenizer.encode(text, add_special_tokens=False) + [end],
-        )
-        for request, text in answers
-    ]
-    ids, labels = memorise_batch(rows, tokenizer.pad_token_id)
+    ids, labels = memorise_batch(answer_rows(answers, tokenizer), tokenizer.pad_token_id)
     learnt = labels[:, 1:] != -100  # only there is the vocabulary asked: it may be large
     wanted = labels[:, 1:][learnt]
     learning = [weights for weights in learner.parameters() if weights.requires_grad]
