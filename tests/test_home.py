@@ -6,9 +6,11 @@ from collections import Counter
 import pytest
 from golden.smollm2 import CACHE, smollm2
 
+from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import read_jsonl
 from toolcall_ft.config import read_config
 from toolcall_ft.data.prepare import prepare_data
+from toolcall_ft.data.split import shared_links
 from toolcall_ft.train.lora import train_lora
 
 
@@ -24,8 +26,9 @@ def home(repository, tmp_path_factory):
 
 def test_the_test_shares_neither_words_nor_values_with_training(home):
     rows, counts = home
-    assert counts["rejected"] == 0
-    assert counts["warnings"] == [], "what is shared would be said"
+    assert counts["rejected"] == 0 and counts["warnings"] == []
+    splits = {"validation": [], **rows}
+    assert not [link for link in shared_links(splits) if link["test"]]
     assert 200 <= len(rows["train"]) <= 300 and len(rows["test"]) >= 200
 
 
@@ -47,4 +50,16 @@ def test_the_test_asks_for_everything(home):
 def test_the_real_model_takes_two_steps(home, tmp_path):
     rows = home[0]["train"][:16]
     report = train_lora(rows, [], str(smollm2()), tmp_path, backend="peft", epochs=1, batch_size=8)
-    assert report["steps"] == 2 and 0 < report["train_loss"] < 5
+    assert report["steps"] == 2 and 0 < report["loss"] < 5
+
+
+@pytest.mark.parametrize("lines", ['{"user": "x"}\n', None])
+def test_test_files_without_a_use_are_refused(repository, tmp_path, lines):
+    "One whose records are all rejected, and one that is trained on, too: nothing is taken from the logs instead."
+    config = read_config(repository / "examples" / "home" / "config.yaml")
+    config["run"] = str(tmp_path / "run")
+    own = tmp_path / "own.jsonl"
+    own.write_text(lines or "", encoding="utf-8")
+    config["data"]["test_logs"] = [str(own)] if lines else config["data"]["logs"]
+    with pytest.raises(UserError, match="data.test_logs"):
+        prepare_data(config)

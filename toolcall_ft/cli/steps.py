@@ -422,12 +422,19 @@ def four_bit_notes(
         return []
     run, thinking = Path(config["run"]), config["train"]["thinking"]
     pairs = to_requests(read_jsonl(run / "data" / "test.jsonl")[:ASKED])
+    if not pairs:
+        return []
     requests = [request for request, _ in pairs]
+    options = {
+        "thinking": thinking,
+        "max_new_tokens": config["generate"]["max_new_tokens"],
+    }
     trained = (config["model"], run / "adapter", True, config["template"])
     places = [trained, (str(run / "merged"),)]
-    answers = [
-        generate_answers(*load_model(*place), requests, thinking=thinking) for place in places
-    ]
+    try:
+        answers = [generate_answers(*load_model(*place), requests, **options) for place in places]
+    except UserError as error:
+        return [f"note: how many answers the merge changed was not measured: {error}"]
     changed = sum(not any(same_output(before, after)) for before, after in zip(*answers))
     return [
         f"note: the adapter was trained beside 4-bit weights and is merged into whole ones: "

@@ -91,7 +91,7 @@ def split_records(
     "The examples by shares; where there are test files, these are the test part and the others are shared out."
     own = set(data.get("test_logs") or ())
     held = [each for each in records.examples if records.sources[id(each)]["file"] in own]
-    if not held:
+    if not own:
         return split_rows(records.examples, data["validation"], data["test"], seed)
     kept = set(map(id, held))
     rest = [each for each in records.examples if id(each) not in kept]
@@ -132,6 +132,12 @@ def refuse_unusable(
     total = len(records.examples) + bad
     if not records.examples:
         raise refuse_all(data, rejected, records.reasons)
+    own, used = data.get("test_logs") or (), {each["file"] for each in records.sources.values()}
+    if own and (not used & set(own) or set(own) & set(data["logs"])):
+        raise UserError(
+            f"data.test_logs: {', '.join(own)}: no usable record, or the same file as in data.logs. "
+            f"Rejected records are with their reasons in {rejected}."
+        )
     if bad > data["max_rejected"] * total:
         raise refuse_most(data, rejected, records.reasons, total)
 
@@ -265,8 +271,9 @@ def split_warnings(
 ) -> list:  # sentences
     """What a reader of the results should know about a split.
     The checks of the data count what its parts share."""
-    warnings = small_splits(splits, wanted) + untrained_tools(counts)
-    if wanted["test"]:
+    shared_out = splits if wanted["test"] else {**splits, "test": []}
+    warnings = small_splits(shared_out, wanted) + untrained_tools(counts)
+    if wanted["test"] or splits["test"]:
         warnings += untested_tools(splits["test"], counts)
     if torn := contradictions(list(chain.from_iterable(splits.values()))):
         warnings.append(

@@ -38,7 +38,7 @@ def prepare_data(
         write_jsonl(folder / "rejected.jsonl", set_aside(data, records))
         if records.examples:
             splits = split_records(data, records, config["seed"])
-        shared = shared_links(splits)
+        shared = [] if data.get("test_logs") else shared_links(splits)
         write_splits(folder, splits, records.sources, shared)
     refuse_unusable(data, place / "rejected.jsonl", records)
     tools = count_tools(splits)

@@ -10,6 +10,7 @@ from os.path import commonprefix
 
 from .engines import choose_engine, compile_grammar
 from .model import pad_left
+from ..train.backend import can_repeat
 
 # %% ../../nbs/lib/generate/batch.ipynb #c003
 GREEDY = {
@@ -50,7 +51,9 @@ def generate_batch(
         vocab_size = model.config.vocab_size
         processors = [compile_grammar(grammar, tokenizer, choose_engine(engine), vocab_size)()]
     end = tokenizer.eos_token_id
-    start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+    start = 0
+    if len(prompts) > 1 and can_repeat(model.config):
+        start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
     padded = pad_left(prompts, end, start)
     inputs = {name: tensor.to(model.device) for name, tensor in padded.items()}
     with torch.inference_mode():

@@ -162,7 +162,7 @@ def string_rules(
         rules = {"python-escape": r'"\\" [\\\x22\x27nrt]'}
         text = untagged_rules(name, literal(closing), "'\\", escape="python-escape", tags=tags)
     elif notation.ahead:  # a quotation mark ends a text only where an argument or the call ends
-        rules = {"inner-quote": f"{literal(closing)} {characters(',)' + closing)}"}
+        rules = {"inner-quote": f"{literal(closing)} {characters(' ,)' + closing)}"}
         text = untagged_rules(name, literal(closing), closing, "\n\t", "inner-quote", tags)
     else:
         rules, text = {}, untagged_rules(name, literal(closing), also="\n\t", tags=tags)

@@ -9,7 +9,7 @@ __all__ = []
 import re
 from dataclasses import dataclass
 
-from ..base.jsontext import dump_json
+from ..base.jsontext import JSON_DECODER, dump_json
 
 # %% ../../nbs/lib/tools/notation.ipynb #c004
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def dump_object(
 # %% ../../nbs/lib/tools/notation.ipynb #c014
 WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 SCALAR = re.compile(r"[\w.+-]+")
-NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
-UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
+NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+UNESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
 ESCAPE = re.compile(
-    r"\\(?:(?:u([0-9a-f]{4})|x([0-9a-f]{2})|U([0-9a-f]{8}))|(.))", re.DOTALL | re.IGNORECASE
+    r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U(00[01][0-9a-fA-F]{5})|(.))", re.DOTALL
 )
 BLANK = re.compile(r"\s*")
 
@@ -117,7 +117,7 @@ def expect(text: str, place: int, mark: str) -> int:
 def unescape(found: re.Match) -> str:
     "The letter that an escape stands for."
     code = found[1] or found[2] or found[3]
-    return chr(int(code, 16)) if code else UNESCAPED.get(found[4], found[4])
+    return chr(int(code, 16)) if code else UNESCAPED.get(found[4], found[0])
 
 # %% ../../nbs/lib/tools/notation.ipynb #c018
 def load_text(
@@ -200,6 +200,8 @@ def load_value(
 ) -> tuple:  # (the value, the place behind it)
     "Read one value. Raises `ValueError` for what is none."
     quotes = "\"'" if notation.escape else notation.quotes[0]
+    if notation == JSON and text.startswith(("[", "{", '"'), place):
+        return JSON_DECODER.raw_decode(text, place)
     if text.startswith(tuple(quotes) if notation.escape else quotes, place):
         return load_text(text, place, notation)
     if text.startswith("[", place):

@@ -46,19 +46,24 @@ def drop_stops(
     return text
 
 # %% ../../nbs/lib/tools/wire.ipynb #c007
+THOUGHT_END = "</think>"
+
+
 def split_thought(
     text: str,  # an answer
     opening: str,  # what begins a call
+    closing: str,  # and what ends it
 ) -> tuple:  # (the thought with its marks, the rest); the rest is None inside of a thought
     "Cut off the thought before an answer: what a model only considers is no call."
-    begun = text.lstrip().startswith("<think>")
-    end, call = text.find("</think>"), text.find(opening) if opening else -1
-    if begun and end < 0:
-        return text, None
-    if end >= 0 and (begun or call < 0 or end < call):
-        end += len("</think>")
-        return text[:end], text[end:]
-    return "", text
+    if opening not in text:
+        return "", text
+    cut = 0
+    while (end := text.find(THOUGHT_END, cut)) >= 0:
+        if text.rfind(opening, cut, end) > text.rfind(closing, cut, end):
+            break  # inside of a call it is a part of a value
+        cut = end + len(THOUGHT_END)
+    begun, call = text.find("<think>", cut), text.find(opening, cut)
+    return (text, None) if 0 <= begun < call else (text[:cut], text[cut:])
 
 # %% ../../nbs/lib/tools/wire.ipynb #c010
 @dataclass(frozen=True)
@@ -190,7 +195,9 @@ def parse_tagged(
         if tag:
             found, error, text = read_block(form, text, tools)
             calls += found
-            errors += [error] if error else []
+            if error:
+                errors.append(error)
+                text = text if form.notation == JSON else ""  # a tag may stand inside of a text
     content = "\n".join(part.strip() for part in content if part.strip())
     if closing in content:
         errors.append(f"a {closing} without an opening {opening}")
@@ -203,7 +210,7 @@ def parse_answer(
     tools: list,
 ) -> tuple:  # (content, calls, errors)
     "Split an answer; calls are looked for behind the thought only."
-    thought, rest = split_thought(drop_stops(text, form.stops), form.tags[0])
+    thought, rest = split_thought(drop_stops(text, form.stops), *form.tags)
     if rest is None:
         return thought.strip(), [], ["the thought is not closed by </think>"]
     content, calls, errors = parse_tagged(form, rest, tools)
@@ -222,10 +229,10 @@ class BareFormat(ToolFormat):
             return text, [], []
         try:
             (call,), end = self.read(text, 0, tools)
+            call = {**call, "arguments": as_typed(call["arguments"])}
         except (ValueError, RecursionError) as error:
             return "", [], [f"tool call not readable: {error}"]
         rest = text[end:].strip()
-        call = {**call, "arguments": as_typed(call["arguments"])}
         return "", [call], [f"text after the call: {rest[:40]!r}"] if rest else []
 
     def open_call(self, text: str) -> str:
@@ -240,9 +247,11 @@ def parameter_schema(
 ) -> tuple:  # (its schema, that of all arguments)
     "What a tool says about an argument: `{}` if nothing."
     for tool in tools or ():
-        if tool["function"]["name"] == name:
-            whole = tool["function"].get("parameters") or {}
-            return whole.get("properties", {}).get(key, {}), whole
+        function = tool.get("function") or {}
+        if function.get("name") == name:
+            whole = function.get("parameters") or {}
+            others = whole.get("additionalProperties", {})
+            return (whole.get("properties") or {}).get(key, others), whole
     return {}, {}
 
 # %% ../../nbs/lib/tools/wire.ipynb #c022
@@ -285,6 +294,8 @@ class XmlFormat(ToolFormat):
             found = PARAMETER.match(text, place)
             if not found:
                 raise ValueError("<parameter=NAME> … </parameter> is missing or not closed")
+            if found[1] in arguments or any(tag in found[2] for tag in self.tags):
+                raise ValueError(f"the parameter {found[1]} comes twice, or holds a tag")
             schema = parameter_schema(tools, name, found[1])
             inner = self.notation.values
             arguments[found[1]] = typed_value(found[2], *schema, inner.lists or inner)

@@ -67,10 +67,18 @@ def machine_name() -> str:  # such as "Intel(R) Xeon(R) Processor, AVX-512, 2 co
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {cores} cores"
 
-# %% ../../nbs/lib/train/backend.ipynb #c012
-LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# %% ../../nbs/lib/train/backend.ipynb #c010
+def can_repeat(
+    config,  # of a Transformers model
+) -> bool:
+    "Can the cache of one row be repeated for others? Only where every layer is attention."
+    kinds = getattr(config, "layer_types", None) or ()
+    return all(kind.endswith("attention") and not kind.startswith("linear") for kind in kinds)
 
 # %% ../../nbs/lib/train/backend.ipynb #c013
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+# %% ../../nbs/lib/train/backend.ipynb #c014
 def load_unsloth(
     model: str,  # as in `model_path`
     rank: int = 16,  # of the adapter
@@ -104,7 +112,7 @@ def load_unsloth(
         random_state=seed,
     )
 
-# %% ../../nbs/lib/train/backend.ipynb #c015
+# %% ../../nbs/lib/train/backend.ipynb #c016
 def four_bit_settings():  # transformers.BitsAndBytesConfig
     "How QLoRA keeps the frozen weights. Raises `UserError` where bitsandbytes is missing."
     import torch
@@ -116,7 +124,7 @@ def four_bit_settings():  # transformers.BitsAndBytesConfig
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=number
     )
 
-# %% ../../nbs/lib/train/backend.ipynb #c016
+# %% ../../nbs/lib/train/backend.ipynb #c017
 def load_peft(
     model: str,  # as in `model_path`
     rank: int = 16,  # of the adapter

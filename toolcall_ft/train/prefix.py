@@ -10,6 +10,8 @@ import random
 from contextlib import contextmanager
 from itertools import chain
 
+from .backend import can_repeat
+
 # %% ../../nbs/lib/train/prefix.ipynb #c003
 def prefix_groups(
     rows: list,  # lists of token ids
@@ -34,7 +36,7 @@ def shared_prefix(
 
 # %% ../../nbs/lib/train/prefix.ipynb #c008
 SCORES = 2e9  # bytes of attention scores that are kept for the way back, at most
-KEPT = 10  # bytes of a score: as it is, masked, in float32, and as a share
+KEPT = 6  # bytes of a score in bfloat16: its share, and the same in float32
 
 
 @contextmanager
@@ -82,7 +84,7 @@ def trained_loss(
     for rows in prefix_groups(inputs["input_ids"].tolist(), end):
         width = int(inputs["attention_mask"][rows].sum(1).max())
         ids, labels = inputs["input_ids"][rows, :width], inputs["labels"][rows, :width]
-        prefix = shared_prefix(ids, labels)
+        prefix = shared_prefix(ids, labels) if can_repeat(base.config) else 0
         hidden, labels = (
             hidden_states(base.base_model, ids, prefix)[:, :-1],
             labels[:, prefix + 1 :],
