@@ -209,7 +209,9 @@ def table(record):
         for runtime in RUNTIMES:
             found = row["runtimes"].get(runtime, {})
             ways = [found[way]["right"] for way in ("whole", "streamed", "ids") if way in found]
-            calls = " / ".join(str(right) for right, _ in ways) + f" of {ways[0][1]}" if ways else ""
+            calls = (
+                " / ".join(str(right) for right, _ in ways) + f" of {ways[0][1]}" if ways else ""
+            )
             cells += [share(found.get("prompts")), calls or ("failed" if found else "–")]
         rows.append(cells)
     return markdown_table(header, rows, "l" * len(header))

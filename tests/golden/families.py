@@ -306,7 +306,7 @@ TOOLS = [
     ),
 ]
 WORDS = "Good morning. 早上好！"  # the same in Chinese
-NOTE = 'He said "hi",\nit\'s 5 o\'clock: 你好 <b>'  # 你好: hello
+NOTE = "He said \"hi\",\nit's 5 o'clock: 你好 <b>"  # 你好: hello
 ANSWERS = {  # question: (calls, words)
     "Book the Fjord for 4.": ([("book_room", {"room": "Fjord", "seats": 4})], ""),
     "Where are Ann and 李伟?": (  # 李伟: Li Wei
