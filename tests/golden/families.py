@@ -177,7 +177,11 @@ LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
-CONV = {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+CONV = {
+    "layer_types": ["conv", "full_attention"],
+    "block_auto_adjust_ff_dim": False,
+    "conv_dim": 128,
+}
 SLIDING = {
     "layer_types": ["sliding_attention", "full_attention"],
     "head_dim": 32,
