@@ -38,10 +38,12 @@ from toolcall_ft.train.backend import machine_name
 
 RESULTS = Path(__file__).parent / "results" / "families.json"
 RUNTIMES = {
-    "llama-server": lambda folder, gguf: LlamaServer(gguf),
-    "Ollama": lambda folder, gguf: OllamaServer(gguf),
-    "vLLM": lambda folder, gguf: VllmServer(folder),
+    "llama-server": lambda folder, gguf, options: LlamaServer(gguf, options=options),
+    "Ollama": lambda folder, gguf, options: OllamaServer(gguf),
+    "vLLM": lambda folder, gguf, options: VllmServer(folder),
 }
+# of llama-server: where no portable template can say it, it asks a template to think
+OPTIONS = {"Gemma 4": ["--reasoning", "off"]}
 TOKENS = 120  # of an answer
 
 
@@ -181,10 +183,10 @@ def measure(name, runtimes, work, record, again):
     row |= {"portable": not_portable or True, "tokens": len(tokenizer)}
     for runtime in left:
         try:
-            with RUNTIMES[runtime](folder, gguf) as server:
+            with RUNTIMES[runtime](folder, gguf, OPTIONS.get(name, [])) as server:
                 found = ask_runtime(runtime, server, answers, cases, wanted, tokenizer)
         except UserError as error:
-            found = {"failed": str(error)}
+            found = {"failed": str(error).strip().splitlines()[-1]}  # the others name folders
         row.setdefault("runtimes", {})[runtime] = found
 
 
@@ -209,7 +211,9 @@ def table(record):
         for runtime in RUNTIMES:
             found = row["runtimes"].get(runtime, {})
             ways = [found[way]["right"] for way in ("whole", "streamed", "ids") if way in found]
-            calls = " / ".join(str(right) for right, _ in ways) + f" of {ways[0][1]}" if ways else ""
+            calls = (
+                " / ".join(str(right) for right, _ in ways) + f" of {ways[0][1]}" if ways else ""
+            )
             cells += [share(found.get("prompts")), calls or ("failed" if found else "–")]
         rows.append(cells)
     return markdown_table(header, rows, "l" * len(header))

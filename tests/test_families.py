@@ -22,7 +22,7 @@ from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.tools.formats import tool_format
 
-QUICK = ["Qwen3-2507", "Qwen3.6", "LFM2", "Granite 4"]
+QUICK = ["Qwen3-2507", "LFM2", "Granite 4"]
 
 
 @pytest.fixture(scope="module", params=QUICK)

@@ -177,7 +177,11 @@ LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
-CONV = {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+CONV = {
+    "layer_types": ["conv", "full_attention"],
+    "block_auto_adjust_ff_dim": False,
+    "conv_dim": 128,
+}
 SLIDING = {
     "layer_types": ["sliding_attention", "full_attention"],
     "head_dim": 32,
@@ -306,7 +310,7 @@ TOOLS = [
     ),
 ]
 WORDS = "Good morning. 早上好！"  # the same in Chinese
-NOTE = 'He said "hi",\nit\'s 5 o\'clock: 你好 <b>'  # 你好: hello
+NOTE = "He said \"hi\",\nit's 5 o'clock: 你好 <b>"  # 你好: hello
 ANSWERS = {  # question: (calls, words)
     "Book the Fjord for 4.": ([("book_room", {"room": "Fjord", "seats": 4})], ""),
     "Where are Ann and 李伟?": (  # 李伟: Li Wei

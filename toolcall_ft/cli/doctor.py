@@ -152,7 +152,11 @@ def thinking_of(
     "What a chat template does with `enable_thinking`."
     from toolcall_ft.template.habits import write
 
-    asked = {"messages": [{"role": "user", "content": "Hi"}], "tokenizer": tokenizer, "prompt": True}
+    asked = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tokenizer": tokenizer,
+        "prompt": True,
+    }
     plain, on, off = (write(**asked, thinking=mode) for mode in (None, True, False))
     if on == off:
         return "the template has no switch for it"
@@ -199,7 +203,9 @@ def model_outlook(
 
 # %% ../../nbs/lib/cli/doctor.ipynb #c024
 @command(
-    option("--model", metavar="NAME", help="say what will happen to this model, before you train it")
+    option(
+        "--model", metavar="NAME", help="say what will happen to this model, before you train it"
+    )
 )
 def doctor_command(arguments):
     "What is installed, what each stage will use, what is missing and how to get it"

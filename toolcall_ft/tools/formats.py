@@ -145,6 +145,15 @@ def mark_notation(
     )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c019
+GEMMA4_NOTES = (
+    (
+        "llama-server",
+        "reads calls by itself; start it with --reasoning off, or it asks the template to think",
+    ),
+    ("Ollama", "reads calls by itself; but its own template for this family makes other prompts"),
+)
+
+# %% ../../nbs/lib/tools/formats.ipynb #c020
 GEMMA4 = MarkFormat(
     "gemma4",
     "<|tool_call>",
@@ -155,12 +164,13 @@ GEMMA4 = MarkFormat(
     between="",
     notation=mark_notation('<|"|>'),
     vllm_parser="gemma4",
+    notes=GEMMA4_NOTES,
 )
 
-# %% ../../nbs/lib/tools/formats.ipynb #c020
+# %% ../../nbs/lib/tools/formats.ipynb #c021
 GEMMA4_FIRST = replace(GEMMA4, name="gemma4-first", notation=mark_notation('<|"|>', "None"))
 
-# %% ../../nbs/lib/tools/formats.ipynb #c021
+# %% ../../nbs/lib/tools/formats.ipynb #c022
 FUNCTION_GEMMA = MarkFormat(
     "functiongemma",
     "<start_function_call>",
@@ -178,7 +188,7 @@ FUNCTION_GEMMA = MarkFormat(
     ),
 )
 
-# %% ../../nbs/lib/tools/formats.ipynb #c022
+# %% ../../nbs/lib/tools/formats.ipynb #c023
 TOOL_FORMATS = [
     HERMES,
     GRANITE,
@@ -192,7 +202,7 @@ TOOL_FORMATS = [
     FUNCTION_GEMMA,
 ]
 
-# %% ../../nbs/lib/tools/formats.ipynb #c024
+# %% ../../nbs/lib/tools/formats.ipynb #c025
 def parse_calls(
     text: str,  # what a model generated
     form: ToolFormat = HERMES,  # of its family, from `tool_format`
@@ -201,7 +211,7 @@ def parse_calls(
     "Split generated text into plain content, calls and errors. Never raises; a call is never made of half a block."
     return form.parse(text, tools)
 
-# %% ../../nbs/lib/tools/formats.ipynb #c027
+# %% ../../nbs/lib/tools/formats.ipynb #c028
 PROBE_ARGUMENTS = {
     "a": "probe value",
     "b": "it's\ntwo lines",
@@ -211,7 +221,7 @@ PROBE_ARGUMENTS = {
 }
 PROBE = {"name": "probe_tool", "arguments": PROBE_ARGUMENTS}
 
-# %% ../../nbs/lib/tools/formats.ipynb #c028
+# %% ../../nbs/lib/tools/formats.ipynb #c029
 PROBE_CALL = {"id": "call00001", "type": "function", "function": PROBE}
 PROBE_TURNS = [
     {"role": "user", "content": "probe"},
@@ -227,7 +237,7 @@ PROBE_OFFER = {
     },
 }
 
-# %% ../../nbs/lib/tools/formats.ipynb #c029
+# %% ../../nbs/lib/tools/formats.ipynb #c030
 def probe_text(
     tokenizer,  # with a chat template
 ) -> str:
@@ -243,7 +253,7 @@ def probe_text(
         )
     return text
 
-# %% ../../nbs/lib/tools/formats.ipynb #c030
+# %% ../../nbs/lib/tools/formats.ipynb #c031
 def with_turns_of(
     form: ToolFormat,  # that writes calls as a template does
     text: str,  # a probe, as the template renders it
@@ -255,7 +265,7 @@ def with_turns_of(
         return form
     return replace(form, stops=(end, *(stop for stop in form.stops if stop != end)))
 
-# %% ../../nbs/lib/tools/formats.ipynb #c031
+# %% ../../nbs/lib/tools/formats.ipynb #c032
 @lru_cache(maxsize=32)
 def format_of(
     tokenizer,
@@ -273,14 +283,14 @@ def format_of(
         f"{text[max(0, place - 80) : place + 40]!r}. Known are: {known}."
     )
 
-# %% ../../nbs/lib/tools/formats.ipynb #c032
+# %% ../../nbs/lib/tools/formats.ipynb #c033
 def tool_format(
     tokenizer,  # with a chat template
 ) -> ToolFormat:
     "The format in which a model's chat template writes calls. Raises `UserError` for one that is not known."
     return format_of(tokenizer, str(tokenizer.chat_template))
 
-# %% ../../nbs/lib/tools/formats.ipynb #c034
+# %% ../../nbs/lib/tools/formats.ipynb #c035
 @lru_cache(maxsize=32)
 def known_format(
     tokenizer,

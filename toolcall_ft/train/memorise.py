@@ -31,14 +31,32 @@ def memorise_batch(
     return ids, labels
 
 # %% ../../nbs/lib/train/memorise.ipynb #c007
-def answer_rows(
-    answers: list,  # of (request, the text to answer with)
-    tokenizer,
-) -> list:  # of (ids of the prompt, ids of the answer with the token that ends it)
-    "What is to be learnt by heart, as tokens."
-    end = turn_end(tokenizer)
-    encode = lambda text: tokenizer.encode(text, add_special_tokens=False)
-    return [(encode_prompt(request, tokenizer), [*encode(text), end]) for request, text in answers]
+def learn_batch(
+    learner,  # a Transformers model; changed
+    ids,  # token ids, from `memorise_batch`
+    labels,  # the answers in it
+    steps: int,  # at most
+    embeddings: bool,  # learn them, too
+) -> dict:  # {"steps", "loss", "wrong tokens"}
+    "Train on one batch until every token of an answer is the most probable one by far."
+    import torch
+
+    learner.get_input_embeddings().requires_grad_(embeddings)
+    learnt = labels[:, 1:] != -100  # only there is the vocabulary asked: it may be large
+    wanted = labels[:, 1:][learnt]
+    learning = [weights for weights in learner.parameters() if weights.requires_grad]
+    optimizer = torch.optim.AdamW(learning, 1e-3 if embeddings else 3e-3)
+    for step in range(steps):
+        hidden = learner.base_model(input_ids=ids).last_hidden_state[:, :-1]
+        scores = learner.get_output_embeddings()(hidden[learnt])
+        loss = torch.nn.functional.cross_entropy(scores, wanted)
+        wrong = int((scores.argmax(-1) != wanted).sum())
+        if not wrong and loss < (0.1 if embeddings else 0.03):
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"steps": step, "loss": round(loss.item(), 3), "wrong tokens": wrong}
 
 # %% ../../nbs/lib/train/memorise.ipynb #c008
 def memorise_answers(
@@ -57,22 +75,16 @@ def memorise_answers(
     torch.manual_seed(0)
     tokenizer = load_tokenizer(model)
     learner = load_weights(model_path(model))
-    learner.get_input_embeddings().requires_grad_(embeddings)
-    ids, labels = memorise_batch(answer_rows(answers, tokenizer), tokenizer.pad_token_id)
-    learnt = labels[:, 1:] != -100  # only there is the vocabulary asked: it may be large
-    wanted = labels[:, 1:][learnt]
-    learning = [weights for weights in learner.parameters() if weights.requires_grad]
-    optimizer = torch.optim.AdamW(learning, 1e-3 if embeddings else 3e-3)
-    for step in range(steps):
-        hidden = learner.base_model(input_ids=ids).last_hidden_state[:, :-1]
-        scores = learner.get_output_embeddings()(hidden[learnt])
-        loss = torch.nn.functional.cross_entropy(scores, wanted)
-        wrong = int((scores.argmax(-1) != wanted).sum())
-        if not wrong and loss < 0.1:
-            break
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    end = turn_end(tokenizer)
+    rows = [
+        (
+            encode_prompt(request, tokenizer),
+            tokenizer.encode(text, add_special_tokens=False) + [end],
+        )
+        for request, text in answers
+    ]
+    ids, labels = memorise_batch(rows, tokenizer.pad_token_id)
+    report = learn_batch(learner, ids, labels, steps=steps, embeddings=embeddings)
     learner.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    return {"steps": step, "loss": round(loss.item(), 3), "wrong tokens": wrong}
+    return report
