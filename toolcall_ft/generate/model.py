@@ -27,9 +27,9 @@ def load_model(
     tokenizer = end_with_turns(load_tokenizer(path, template))
     gpu = torch.cuda.is_available()
     try:
-        quantization = four_bit_settings() if four_bit else None
+        options = {"quantization_config": four_bit_settings()} if four_bit else {}
         form = compute_type() if gpu else "float32"
-        model = load_weights(model_path(path), form, quantization_config=quantization)
+        model = load_weights(model_path(path), form, **options)
         if adapter is not None:
             from peft import PeftModel
 
