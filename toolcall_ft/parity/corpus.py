@@ -148,7 +148,7 @@ HARD_RESULTS = {
 }
 
 # %% ../../nbs/lib/parity/corpus.ipynb #c015
-HARD_SCHEMAS = {
+HARD_NESTED = {
     "nested schema": {
         "parameters": {
             "type": "object",
@@ -172,7 +172,11 @@ HARD_SCHEMAS = {
             },
             "required": ["a"],
         }
-    },
+    }
+}
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c016
+HARD_SCHEMAS = HARD_NESTED | {
     "definitions": {
         "parameters": {
             "type": "object",
@@ -203,7 +207,7 @@ HARD_SCHEMAS = {
     },
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c016
+# %% ../../nbs/lib/parity/corpus.ipynb #c017
 HARD_KEYS = {
     "numbers": {
         "parameters": {
@@ -248,74 +252,76 @@ HARD_KEYS = {
     },
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c017
+# %% ../../nbs/lib/parity/corpus.ipynb #c018
+CUSTOMER = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string"},
+        "address": {
+            "type": "object",
+            "properties": {"zip": {"type": "string"}, "city": {"type": "string"}},
+        },
+        "agent": {"$ref": "#/$defs/Customer"},
+    },
+}  # it holds one of its own kind
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c019
+OBJECT_FIELDS = {
+    "note": {"type": "string"},
+    "customer": {"$ref": "#/$defs/Customer"},
+    "lines": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["sku", "qty"],
+            "properties": {
+                "sku": {"type": "string"},
+                "gift": {"type": "boolean"},
+                "qty": {"type": "integer"},
+            },
+        },
+    },
+    "prices": {
+        "type": "object",
+        "additionalProperties": {
+            "type": "object",
+            "required": ["sum"],
+            "properties": {"currency": {"type": "string"}, "sum": {"type": "number"}},
+        },
+    },
+    "shop": {
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "city": {"type": "string"},
+            "name": {"type": "string"},
+            "area": {"type": "string"},
+        },
+    },
+}
+
+# %% ../../nbs/lib/parity/corpus.ipynb #c020
+TYPED_FIELD = {"type": "string", "description": FORGED, "enum": [FORGED, "b"]}
 HARD_OBJECTS = {
     "objects inside": {
         "parameters": {
             "type": "object",
             "required": ["customer"],
-            "properties": {
-                "note": {"type": "string"},
-                "customer": {"$ref": "#/$defs/Customer"},
-                "lines": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["sku", "qty"],
-                        "properties": {
-                            "sku": {"type": "string"},
-                            "gift": {"type": "boolean"},
-                            "qty": {"type": "integer"},
-                        },
-                    },
-                },
-                "prices": {
-                    "type": "object",
-                    "additionalProperties": {
-                        "type": "object",
-                        "required": ["sum"],
-                        "properties": {"currency": {"type": "string"}, "sum": {"type": "number"}},
-                    },
-                },
-                "shop": {
-                    "type": "object",
-                    "required": ["name"],
-                    "properties": {
-                        "city": {"type": "string"},
-                        "name": {"type": "string"},
-                        "area": {"type": "string"},
-                    },
-                },
-            },
-            "$defs": {
-                "Customer": {
-                    "type": "object",
-                    "required": ["name"],
-                    "properties": {
-                        "name": {"type": "string"},
-                        "address": {
-                            "type": "object",
-                            "properties": {"zip": {"type": "string"}, "city": {"type": "string"}},
-                        },
-                        "agent": {"$ref": "#/$defs/Customer"},
-                    },
-                }
-            },
+            "properties": OBJECT_FIELDS,
+            "$defs": {"Customer": CUSTOMER},
         }
     },
     "typed in a tool": {
         "description": FORGED,
-        "parameters": {
-            "type": "object",
-            "properties": {"x": {"type": "string", "description": FORGED, "enum": [FORGED, "b"]}},
-        },
+        "parameters": {"type": "object", "properties": {"x": TYPED_FIELD}},
     },
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c018
+# %% ../../nbs/lib/parity/corpus.ipynb #c021
 HARD_TOOLS = HARD_SCHEMAS | HARD_KEYS | HARD_OBJECTS
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c019
+# %% ../../nbs/lib/parity/corpus.ipynb #c022
 HARD_CALLS = {  # of these tools, in an earlier turn
     "nested schema": [{"a": {"b": [{"z": 1, "c": None}, {"c": "x"}]}}],
     "definitions": [{"a": {"x": 1.5, "b": 2}}],
@@ -337,7 +343,7 @@ HARD_CALLS = {  # of these tools, in an earlier turn
     ],
 }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c021
+# %% ../../nbs/lib/parity/corpus.ipynb #c024
 def conversation(
     turns: list,  # of (role, what was said), as in `HARD_TURNS`
     name: str,  # of the tool that is called in it
@@ -364,7 +370,7 @@ def conversation(
             )
     return normalize_messages(messages, tools)
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c023
+# %% ../../nbs/lib/parity/corpus.ipynb #c026
 def case_kind(
     key: str,  # name of a case
     kind: str,  # of its table
@@ -372,7 +378,7 @@ def case_kind(
     "The kind of a case; what a stranger typed is a kind of its own"
     return "typed" if key.startswith("typed") else kind
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c024
+# %% ../../nbs/lib/parity/corpus.ipynb #c027
 def call_case(
     key: str,  # of `HARD_CALLS`
     tools: list,  # clean, the first is called
@@ -387,7 +393,7 @@ def call_case(
         "tools": tools,
     }
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c025
+# %% ../../nbs/lib/parity/corpus.ipynb #c028
 def hard_tool_cases() -> list:  # as in `hard_corpus`
     "A request for each tool of the table, and one with all of them."
     named = [
@@ -408,7 +414,7 @@ def hard_tool_cases() -> list:  # as in `hard_corpus`
     ]
     return cases + [call_case(key, tools) for key, tools in offers.items() if key in HARD_CALLS]
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c026
+# %% ../../nbs/lib/parity/corpus.ipynb #c029
 LOOK_UP = {
     "name": "look_up",
     "description": "Look something up",
@@ -430,7 +436,7 @@ def hard_turns() -> list:  # of (kind, name of the case, turns)
         table.append(("results", f"result: {key}", turns))
     return table
 
-# %% ../../nbs/lib/parity/corpus.ipynb #c028
+# %% ../../nbs/lib/parity/corpus.ipynb #c031
 def hard_corpus(
     tools: list = None,  # offered in all of them, in place of the corpus' own
 ) -> list:  # of {"name", "kind", "messages", "tools"}
