@@ -21,7 +21,7 @@ $(STAMP): settings.ini setup.py constraints.txt
 demo: setup
 	$(BIN)/toolcall-ft run --config examples/config.yaml
 
-# a real pretrained model learns a task written by hand, all the way to two servers: 45 minutes on two idle cores
+# a real pretrained model learns a task written by hand, all the way to two servers
 demo-real: setup ollama
 	$(BIN)/toolcall-ft model smollm2
 	$(BIN)/python benchmarks/home.py

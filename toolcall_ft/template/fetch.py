@@ -103,7 +103,7 @@ def from_anywhere(
     if not trouble:
         try:
             return from_the_hub(model)
-        except OSError as error:
+        except Exception as error:  # the libraries of the hub raise what they like
             trouble = str(error).strip().partition("\n")[0]
     print(f"  not from the hub: {trouble}", flush=True)
     return from_package(model, work)

@@ -181,7 +181,6 @@ FUNCTION_GEMMA = MarkFormat(
     between="",
     notation=mark_notation("<escape>"),
     vllm_parser="functiongemma",
-    ollama_parser=("functiongemma", "functiongemma"),
     notes=(
         ("llama-server", "has no parser for this family: ask it by token ids"),
         ("Ollama", "not measured; it wants RENDERER and PARSER functiongemma in the Modelfile"),

@@ -84,7 +84,6 @@ class FormatFacts:
     result_opening: str = ""  # where a user's turn is a tool's result: how it begins
     vllm_parser: str = ""  # vLLM's --tool-call-parser
     ollama_template: str = ""  # our file with the Go TEMPLATE for an Ollama before 2026
-    ollama_parser: tuple = ()  # Ollama's RENDERER and PARSER, where its own path is the better one
     notes: tuple = ()  # of (server, what was measured there), where it is not as one would wish
 
 # %% ../../nbs/lib/tools/wire.ipynb #c011
