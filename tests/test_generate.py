@@ -27,7 +27,7 @@ from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_example
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.tools.formats import parse_calls
+from toolcall_ft.tools.formats import parse_calls, stop_ids
 from toolcall_ft.tools.normalize import normalize_messages
 
 ENGINES = ("xgrammar", "transformers-cfg")
@@ -225,7 +225,7 @@ def test_engines_leave_the_same_tokens_open(tokenizer):
     control = [
         i
         for i, token in enumerate(vocabulary_bytes(tokenizer))
-        if not token and i != tokenizer.eos_token_id
+        if not token and i not in stop_ids(tokenizer)
     ]
     assert tokenizer.convert_tokens_to_ids("<|im_start|>") in control
     texts = [

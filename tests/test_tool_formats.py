@@ -1,6 +1,7 @@
 """Each family's calls: read off its chat template, written as it writes them, read back, held by a grammar; what it cannot carry is refused."""
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.generate.engines import grammar_accepts
 from toolcall_ft.generate.grammar import tool_grammar
+from toolcall_ft.generate.reading import read_answer
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.rows import encode_example
-from toolcall_ft.tools.formats import HERMES, TOOL_FORMATS, tool_format
+from toolcall_ft.tools.formats import HERMES, TOOL_FORMATS, stop_ids, tool_format
 from toolcall_ft.tools.notation import JSON
 from toolcall_ft.tools.wire import carry_problem
 
@@ -206,6 +208,41 @@ def test_the_grammar_holds_what_is_written_and_nothing_else(form):
     assert grammar_accepts(grammar, talk) == form.words_first
     if form.between is not None:
         assert grammar_accepts(grammar, form.write(CALLS[:3]))
+
+
+@EACH
+def test_a_thought_may_stand_before_a_call_where_the_model_has_a_token_for_it(form):
+    call = form.write([CALLS[1]])
+    free, held = (tool_grammar(TOOLS, must, replace(form, thoughts=True)) for must in (False, True))
+    for grammar in (free, held):
+        assert grammar_accepts(grammar, call)
+        assert grammar_accepts(grammar, f"<think>\n1 < 2?\n</think>\n\n{call}") or form.words_first
+    assert grammar_accepts(free, "<think>\n1 < 2?\n</think>\n\nYes.")
+    assert not grammar_accepts(held, "<think>\n1 < 2?\n</think>\n\nYes.")
+
+
+@pytest.mark.parametrize("form", [form for form in TOOL_FORMATS if form.tags])
+def test_no_value_is_offered_that_would_not_be_read_back(form):
+    values = ["plain", "x', loud='y", "a\n</parameter>\nb", "5", '<|"|>', "<escape>"]
+    level = {"type": "string", "enum": values}
+    parameters = {"type": "object", "properties": {"level": level}, "required": ["level"]}
+    tools = [{"type": "function", "function": {"name": "set", "parameters": parameters}}]
+    grammar = tool_grammar(tools, form=form)
+    for value in values:
+        call = {"name": "set", "arguments": {"level": value}}
+        text = form.write([call])
+        assert grammar_accepts(grammar, text) == (form.parse(text, tools) == ("", [call], []))
+
+
+def test_the_tokens_that_end_an_answer():
+    tokenizer = borrow("gemma4_v5")
+    tokenizer.add_tokens(["<turn|>", "<|tool_response>"], special_tokens=True)
+    names = tokenizer.convert_ids_to_tokens(stop_ids(tokenizer))
+    assert names == [tokenizer.eos_token, "<turn|>", "<|tool_response>"]
+    call = BY_NAME["gemma4"].write([CALLS[1]])
+    for stop in stop_ids(tokenizer):
+        answer = read_answer(tokenizer, [*tokenizer.encode(call), stop], TOOLS)
+        assert answer["calls"] == [CALLS[1]] and answer["errors"] == []
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(

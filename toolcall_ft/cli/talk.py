@@ -141,12 +141,14 @@ def describe_message(
 ) -> str:  # a line for each call, result or answer
     "A message as a person wants to read it."
     from toolcall_ft.base.jsontext import dump_json
-    from toolcall_ft.tools.formats import parse_calls
+    from toolcall_ft.tools.formats import TOOL_FORMATS
 
     calls = [call["function"] for call in message.get("tool_calls") or []]
     lines = [f"call    {call['name']} {dump_json(call['arguments'])}" for call in calls]
     content = message.get("content") or ""
-    errors = parse_calls(content)[2] if message["role"] == "assistant" else []
+    errors = []
+    if message["role"] == "assistant":  # whatever its family is: a tag is no plain text
+        errors = [error for form in TOOL_FORMATS if form.tags for error in form.parse(content)[2]]
     kind = "unread" if errors else "answer"
     if message["role"] == "tool":
         kind = "result"

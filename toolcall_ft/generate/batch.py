@@ -10,6 +10,7 @@ from os.path import commonprefix
 
 from .engines import choose_engine, compile_grammar
 from .model import pad_left
+from ..tools.formats import stop_ids
 from ..train.backend import can_repeat
 
 # %% ../../nbs/lib/generate/batch.ipynb #c003
@@ -35,6 +36,14 @@ def common_cache(
     return cache
 
 # %% ../../nbs/lib/generate/batch.ipynb #c004
+def cut_at(
+    row: list,  # generated token ids
+    ends: list,  # stop tokens
+) -> list:
+    "A row up to and including its first stop token; the rest is padding."
+    return next((row[: i + 1] for i, token in enumerate(row) if token in ends), row)
+
+# %% ../../nbs/lib/generate/batch.ipynb #c005
 def generate_batch(
     model,
     tokenizer,
@@ -42,19 +51,19 @@ def generate_batch(
     grammar: str = None,  # GBNF, or None for free generation
     engine: str = "auto",
     max_new_tokens: int = 160,
-) -> list:  # lists of token ids; one that ends without eos was cut off
-    "The most likely continuation of each prompt, token by token (greedy), up to and including the end-of-text token."
+) -> list:  # lists of token ids; one that ends without a stop token was cut off
+    "The most likely continuation of each prompt, token by token (greedy), up to and including the stop token."
     import torch
 
     processors = []
     if grammar:
         vocab_size = model.config.vocab_size
         processors = [compile_grammar(grammar, tokenizer, choose_engine(engine), vocab_size)()]
-    end = tokenizer.eos_token_id
+    ends = stop_ids(tokenizer)
     start = 0
     if len(prompts) > 1 and can_repeat(model.config):
         start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
-    padded = pad_left(prompts, end, start)
+    padded = pad_left(prompts, ends[0], start)
     inputs = {name: tensor.to(model.device) for name, tensor in padded.items()}
     with torch.inference_mode():
         if start:
@@ -64,8 +73,8 @@ def generate_batch(
             **GREEDY,
             logits_processor=processors,
             max_new_tokens=max_new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
         )
     rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+    return [cut_at(row, ends) for row in rows]

@@ -10,7 +10,8 @@ import importlib.util
 from functools import lru_cache
 
 from ..base.errors import UserError, install_command
-from ..tools.formats import TOOL_FORMATS
+from ..tools.formats import TOOL_FORMATS, stop_ids
+from ..tools.wire import THOUGHT, THOUGHT_END
 
 # %% ../../nbs/lib/generate/engines.ipynb #c005
 def grammar_accepts(
@@ -37,7 +38,7 @@ def vocabulary_bytes(
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     tokens = tokenizer.convert_ids_to_tokens(range(max(tokenizer.get_vocab().values()) + 1))
     added = tokenizer.get_added_vocab()
-    tags = {tag for form in TOOL_FORMATS for tag in form.tags}
+    tags = {tag for form in TOOL_FORMATS for tag in (*form.tags, THOUGHT, THOUGHT_END)}
 
     def to_bytes(token):
         if token is None or token in added:
@@ -52,8 +53,10 @@ def vocabulary_bytes(
             "Constrained generation needs one like Qwen's; without it, set constrained to false."
         ) from None
 
-# %% ../../nbs/lib/generate/engines.ipynb #c010
-def unicode_constraint():  # the class
+# %% ../../nbs/lib/generate/engines.ipynb #c012
+def unicode_constraint(
+    ends: list,  # the ids of stop tokens
+):  # the class
     """A subclass of transformers-cfg's `IncrementalGrammarConstraint` that always reads UTF-8.
 
     It stops exactly where the grammar is complete.
@@ -76,24 +79,24 @@ def unicode_constraint():  # the class
                 allowed &= torch.tensor(
                     [token >= lowest for token in self.homomorphism], device=device
                 )
-            allowed[self.eos_token_id] = begun.n_remain <= 0 and () in state.stacks
+            allowed[ends] = begun.n_remain <= 0 and () in state.stacks
             return allowed
 
         def _update_state_with_token_id(self, token_id, state):
-            if token_id == self.eos_token_id:
+            if token_id in ends:
                 return self.string_recognizer.get_termination_parsing_state()
             return super()._update_state_with_token_id(token_id, state)
 
     return UnicodeConstraint
 
-# %% ../../nbs/lib/generate/engines.ipynb #c011
+# %% ../../nbs/lib/generate/engines.ipynb #c013
 class TokenBytes(list):
     "The bytes of every token, by its id, with the method by which transformers-cfg asks for them."
 
     def map(self, token_id, verbose=False):
         return self[int(token_id)]
 
-# %% ../../nbs/lib/generate/engines.ipynb #c012
+# %% ../../nbs/lib/generate/engines.ipynb #c014
 def transformers_cfg_engine(
     grammar: str, tokenizer
 ) -> callable:  # makes a logits processor for one batch
@@ -107,7 +110,8 @@ def transformers_cfg_engine(
         if token:
             trie.insert(token, token_id)
     trie.vocab_size = len(mapping)
-    constraint = unicode_constraint()(grammar, "root", tokenizer, trie=trie, homomorphism=mapping)
+    make_constraint = unicode_constraint(stop_ids(tokenizer))
+    constraint = make_constraint(grammar, "root", tokenizer, trie=trie, homomorphism=mapping)
 
     def fresh():
         constraint.reset()
@@ -115,7 +119,7 @@ def transformers_cfg_engine(
 
     return fresh
 
-# %% ../../nbs/lib/generate/engines.ipynb #c013
+# %% ../../nbs/lib/generate/engines.ipynb #c015
 def xgrammar_engine(
     grammar: str,
     tokenizer,
@@ -128,12 +132,12 @@ def xgrammar_engine(
     vocabulary = vocabulary_bytes(tokenizer)
     vocabulary = vocabulary + [b""] * (vocab_size - len(vocabulary))
     information = xgrammar.TokenizerInfo(
-        vocabulary, xgrammar.VocabType.RAW, stop_token_ids=[tokenizer.eos_token_id]
+        vocabulary, xgrammar.VocabType.RAW, stop_token_ids=stop_ids(tokenizer)
     )
     compiled = xgrammar.GrammarCompiler(information).compile_grammar(grammar)
     return lambda: LogitsProcessor(compiled)
 
-# %% ../../nbs/lib/generate/engines.ipynb #c015
+# %% ../../nbs/lib/generate/engines.ipynb #c017
 def choose_engine(
     engine: str = "auto",  # auto, xgrammar or transformers-cfg
 ) -> str:
@@ -150,7 +154,7 @@ def choose_engine(
         f"the grammar engine ({engine}) is not installed. Run: {install_command('constrain')}"
     )
 
-# %% ../../nbs/lib/generate/engines.ipynb #c018
+# %% ../../nbs/lib/generate/engines.ipynb #c020
 @lru_cache(maxsize=32)
 def compile_grammar(
     grammar: str,  # GBNF with a rule called root

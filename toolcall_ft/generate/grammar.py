@@ -15,6 +15,7 @@ from .plain import KIND_OF, REPEATS, Plain, flatten, plain, widest
 from ..tools.check import closed, fits
 from ..tools.formats import HERMES, ToolFormat
 from ..tools.notation import JSON, Notation, dump_value
+from ..tools.wire import THOUGHT_END, survives
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c005
 def literal(
@@ -217,7 +218,8 @@ PLACES = (
 class Rules(dict):
     "The rules for the arguments of one tool, name -> expression, and what is known of its schema."
 
-    def __init__(self, parameters: dict):  # of the tool
+    def __init__(self, parameters: dict, form: ToolFormat = HERMES):  # of the tool, of the model
+        self.form = form
         self.top = closed(parameters)
         self.names = {}  # schema -> rule
         self.found = {}  # schema -> alternatives
@@ -238,9 +240,14 @@ class Rules(dict):
     def checked(self, option: Plain, schema) -> Plain:
         if option.values is None:
             return option
-        return option._replace(
-            values=[value for value in option.values if fits(value, schema, self.top)]
-        )
+        fitting = [value for value in option.values if fits(value, schema, self.top)]
+        return option._replace(values=[value for value in fitting if self.carries(value, schema)])
+
+    def carries(self, value, schema) -> bool:
+        "Is a value read back as it was written? Not every format escapes what ends a text."
+        function = {"name": "f", "parameters": {**self.top, "properties": {"x": schema}}}
+        call = {"name": "f", "arguments": {"x": value}}
+        return survives(self.form, [call], [{"function": function}])
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c025
 def possible(
@@ -397,7 +404,7 @@ def call_rules(
     rules, calls = {}, []
     for i, tool in enumerate(tools):
         function = tool["function"]
-        own = Rules(function.get("parameters") or {"type": "object"})
+        own = Rules(function.get("parameters") or {"type": "object"}, form)
         if not possible(own.top, own):
             continue
         before, after = form.before(function["name"]), form.after
@@ -422,7 +429,11 @@ def text_rules(form: ToolFormat) -> dict:  # name -> expression
         text = f"{characters(letter, space)} text-chars | {literal(letter)} text-0"
     else:
         text = f"[ \\n\\t]* {characters(form.call_starts + ' ')} text-chars"
-    return {"text": text} | untagged_rules("text", '""', also=space, tags=tags)
+    rules = {"text": text} | untagged_rules("text", '""', also=space, tags=tags)
+    if form.thoughts:
+        end = f"{literal(THOUGHT_END)} [ \\n\\t]*"
+        rules |= untagged_rules("thought", end, also=space, tags=(*tags, THOUGHT_END))
+    return rules
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c036
 def root_rule(
@@ -433,9 +444,10 @@ def root_rule(
     "The expression for a whole answer."
     if not possible:
         return "text"
-    if required:
-        return "calls"
-    return "text | text-chars calls" if form.words_first else "text | calls"
+    if form.words_first and not required:
+        return "text | text-chars calls"
+    answer = "calls" if required else "text | calls"
+    return f"(thought-chars)? ({answer})" if form.thoughts else answer
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c037
 def tool_grammar(

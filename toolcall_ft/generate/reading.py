@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/lib/generate/reading.ipynb #c002
 from ..template.rows import encode_prompt
-from ..tools.formats import tool_format
+from ..tools.formats import stop_ids, tool_format
 from ..tools.normalize import normalize_messages
 
 # %% ../../nbs/lib/generate/reading.ipynb #c003
@@ -30,7 +30,7 @@ def read_answer(
     tools: list = (),  # of the request; a format without types needs them
 ) -> dict:  # {"content", "calls", "errors", "text"}
     "Generated tokens as an answer."
-    whole = row[-1:] == [tokenizer.eos_token_id]
+    whole = bool(row) and row[-1] in stop_ids(tokenizer)
     text = tokenizer.decode(
         row[:-1] if whole else row, skip_special_tokens=False, clean_up_tokenization_spaces=False
     ).strip()

@@ -18,7 +18,7 @@ from ..generate.reading import CUT_OFF
 from ..template.rows import encode_prompt
 from ..tools.formats import ToolFormat, parse_calls, tool_format
 from ..tools.normalize import normalize_messages
-from ..tools.wire import as_typed
+from ..tools.wire import as_typed, drop_stops
 
 # %% ../../nbs/lib/serve/client.ipynb #c005
 def wire_call(
@@ -196,7 +196,7 @@ def read_completion(
     tools: list = (),  # of the request
 ) -> dict:  # an answer, without its seconds
     "A server's text as an answer."
-    text = choice["text"].removesuffix(form.stops[0])
+    text = drop_stops(choice["text"], form.stops)
     content, calls, errors = form.parse(text, tools)
     errors = errors + finish_errors(choice["finish_reason"])
     return {"content": content, "calls": calls, "errors": errors, "text": text}

@@ -12,6 +12,7 @@ from functools import lru_cache
 from ..base.errors import UserError
 from .notation import JSON, PYTHON, Notation
 from toolcall_ft.tools.wire import (
+    THOUGHT_END,
     BareFormat,
     MarkFormat,
     PythonFormat,
@@ -260,6 +261,8 @@ def with_turns_of(
 ) -> ToolFormat:
     "The format with the end of turn of this tokenizer, where a model writes another family's calls."
     end = tokenizer.eos_token
+    if THOUGHT_END in tokenizer.get_vocab():
+        form = replace(form, thoughts=True)
     if form.turn in text or not end:
         return form
     return replace(form, stops=(end, *(stop for stop in form.stops if stop != end)))
@@ -300,3 +303,13 @@ def known_format(
         return format_of(tokenizer, template)
     except UserError:
         return None
+
+# %% ../../nbs/lib/tools/formats.ipynb #c037
+def stop_ids(
+    tokenizer,  # with a chat template
+) -> list:  # of token ids; the first one is the tokenizer's own
+    "The ids of all tokens that end an answer of this model."
+    vocabulary = tokenizer.get_vocab()
+    stops = tool_format(tokenizer).stops
+    ids = [tokenizer.eos_token_id, *(vocabulary[stop] for stop in stops if stop in vocabulary)]
+    return list(dict.fromkeys(ids))

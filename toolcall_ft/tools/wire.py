@@ -46,6 +46,7 @@ def drop_stops(
     return text
 
 # %% ../../nbs/lib/tools/wire.ipynb #c007
+THOUGHT = "<think>"
 THOUGHT_END = "</think>"
 
 
@@ -62,7 +63,7 @@ def split_thought(
         if text.rfind(opening, cut, end) > text.rfind(closing, cut, end):
             break  # inside of a call it is a part of a value
         cut = end + len(THOUGHT_END)
-    begun, call = text.find("<think>", cut), text.find(opening, cut)
+    begun, call = text.find(THOUGHT, cut), text.find(opening, cut)
     return (text, None) if 0 <= begun < call else (text[:cut], text[cut:])
 
 # %% ../../nbs/lib/tools/wire.ipynb #c010
@@ -80,6 +81,7 @@ class FormatFacts:
     together: bool = False  # do opening and closing stand around all calls of an answer?
     notation: Notation = JSON  # of a call's arguments
     words_first: bool = False  # does the family write words before a call?
+    thoughts: bool = False  # is </think> one of the model's tokens?
     call_starts: str = ""  # without tags: an answer that begins with one of these is a call
     result_opening: str = ""  # where a user's turn is a tool's result: how it begins
     vllm_parser: str = ""  # vLLM's --tool-call-parser
