@@ -12,7 +12,7 @@ from toolcall_ft.base.files import read_json, read_jsonl, write_text
 from toolcall_ft.cli.main import main
 from toolcall_ft.cli.pipeline import chain
 from toolcall_ft.cli.proof import rows_model
-from toolcall_ft.cli.stages import stage_digest
+from toolcall_ft.cli.stages import read_record, stage_digest
 from toolcall_ft.config import read_config
 from toolcall_ft.evaluate.results import to_requests
 from toolcall_ft.generate.answers import generate_answers
@@ -20,8 +20,11 @@ from toolcall_ft.generate.model import load_model
 from toolcall_ft.template import fetch
 from toolcall_ft.template.given import template_file
 from toolcall_ft.template.known import KNOWN_MODELS, known_folder
-from toolcall_ft.template.models import load_tokenizer, model_path
+from toolcall_ft.serve.client import ids_client
+from toolcall_ft.serve.llama import LlamaServer
+from toolcall_ft.template.models import load_tokenizer, load_weights, model_path
 from toolcall_ft.tools.formats import HERMES
+from toolcall_ft.train.tokens import add_tokens, new_token_ids
 
 STOP, DOCUMENT_END = HERMES.stops
 BRIEF = "train: {backend: peft, epochs: 1, batch_size: 16}\nevaluate: {limit: 2}\n"
@@ -183,13 +186,58 @@ def test_stages_run_again_when_the_template_changes(tmp_path):
         assert len({found[name] for found in seen}) == 3, name
 
 
-def test_a_base_model_goes_through_the_whole_chain_and_stops(base, tmp_path, monkeypatch, capsys):
-    "Rows, training, merge and answers all go by the template that was given; the files say where an answer ends."
+@pytest.fixture
+def small_project(tmp_path, monkeypatch):
+    "Writes a configuration for a model beside a few logs, and goes there."
+
+    def make(model, more=""):
+        write_text("config.yaml", f"model: {model}\ntemplate: qwen2.5\nrun: run\n{BRIEF}{more}")
+
     monkeypatch.chdir(tmp_path)
     assert main(["init"]) == 0
     logs = (tmp_path / "logs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     write_text("logs.jsonl", logs[:40])
-    write_text("config.yaml", f"model: {base}\ntemplate: qwen2.5\nrun: run\n" + BRIEF)
+    return make
+
+
+def test_a_model_without_control_tokens_learns_new_ones(base, small_project, tmp_path, capsys):
+    "Their rows are trained beside LoRA, one table stays one, and merged model, reload and GGUF agree."
+    tokenizer = read_json(base / "tokenizer.json")
+    marks = [token["content"] for token in tokenizer["added_tokens"][1:]]
+    bare = tmp_path / "bare"
+    shutil.copytree(base, bare)
+    tokenizer["added_tokens"] = tokenizer["added_tokens"][:1]
+    write_text(bare / "tokenizer.json", json.dumps(tokenizer))
+    small_project(bare)
+    assert main(["data"]) == 0 and main(["inspect"]) == 2
+    assert f"toolcall-ft model {bare} --add" in capsys.readouterr().err
+    add = ["model", str(bare), "--output", "grown", "--add", *marks, "<|more|>"]
+    assert main(add) == 0 and main(add[:2] + add[4:]) == 2
+    with pytest.raises(UserError, match="has the token <|im_end|> already"):
+        add_tokens("grown", [STOP], "twice")
+    small_project("grown", "export: {formats: [F16]}\n")
+    for command in ("data", "train", "merge", "export"):
+        assert main([command]) == 0, capsys.readouterr().err
+    before, after = (load_weights(tmp_path / folder) for folder in ("grown", "run/merged"))
+    tables = [model.get_input_embeddings().weight for model in (before, after)]
+    changed = (tables[0] != tables[1]).any(1).nonzero()[:, 0].tolist()
+    trained = load_tokenizer("run/merged")
+    assert set(changed) <= set(new_token_ids("grown")) and new_token_ids("run/merged") == []
+    assert {trained.convert_tokens_to_ids(mark) for mark in (STOP, HERMES.turn)} <= set(changed)
+    assert after.config.tie_word_embeddings and len(tables[1]) == len(trained) == 2625
+    facts = read_record(read_config("config.yaml"))["merge"]["facts"]
+    assert facts["max_abs_logit_difference"] < 1e-3
+    requests = [request for request, _ in to_requests(read_jsonl("run/data/test.jsonl")[:2])]
+    model = load_model("run/merged")
+    here = generate_answers(*model, requests, max_new_tokens=24)
+    with LlamaServer("run/gguf/model-F16.gguf") as server:
+        there = ids_client(server.url, model[1], max_new_tokens=24)(requests)
+    assert [answer["text"] for answer in there] == [answer["text"] for answer in here]
+
+
+def test_a_base_model_goes_through_the_whole_chain_and_stops(base, small_project, tmp_path, capsys):
+    "Rows, training, merge and answers all go by the template that was given; the files say where an answer ends."
+    small_project(base)
     for command in ("data", "inspect", "train", "merge", "eval base"):
         assert main(command.split()) == 0, capsys.readouterr().err
     own = load_tokenizer("tiny-qwen2")

@@ -263,15 +263,32 @@ def model_lines(
     return [f"{name:12}{model.what}; {model.size}, {model.licence}", f"{'':12}{place}"]
 
 # %% ../../nbs/lib/cli/doctor.ipynb #c030
-@command(option("name", nargs="?", help="the model to fetch; left out: list what is known"))
+def add_command(arguments) -> None:
+    "Make the copy of a model that has more control tokens. Raises `UserError` without a folder for it."
+    from toolcall_ft.train.tokens import add_tokens
+
+    if not arguments.name or not arguments.output:
+        raise UserError("model NAME --add TOKEN … --output FOLDER: a name or the folder is missing")
+    ids = add_tokens(arguments.name, arguments.add, arguments.output)
+    print(f"{arguments.output}: {arguments.name} with {len(ids)} control tokens more. Write")
+    print(f"model: {arguments.output} into config.yaml; training learns them beside LoRA.")
+
+# %% ../../nbs/lib/cli/doctor.ipynb #c031
+@command(
+    option("name", nargs="?", help="the model to fetch; left out: list what is known"),
+    option("--add", nargs="+", metavar="TOKEN", help="make a copy with these control tokens, too"),
+    option("--output", metavar="FOLDER", help="of that copy: then `model: FOLDER` in config.yaml"),
+)
 def model_command(arguments):
-    "List the models with a short name and where they lie, or fetch one into the user's cache"
+    "List the models with a short name and where they lie, fetch one, or add control tokens to one"
     from toolcall_ft.template.fetch import fetch_model
     from toolcall_ft.template.known import KNOWN_MODELS
 
-    if arguments.name:
+    if arguments.add:
+        add_command(arguments)
+    elif arguments.name:
         print(f"{arguments.name}: {fetch_model(arguments.name)}")
-        return
-    for name in KNOWN_MODELS:
-        print(*model_lines(name), sep="\n")
-    print("Besides them, model: takes a folder, or a name on the Hugging Face hub.")
+    else:
+        for name in KNOWN_MODELS:
+            print(*model_lines(name), sep="\n")
+        print("Besides them, model: takes a folder, or a name on the Hugging Face hub.")

@@ -42,7 +42,8 @@ def need_marks(
     if missing:
         raise UserError(
             f"it marks turns with {' and '.join(missing)}, which the model's tokenizer does not have "
-            "as control tokens. Take a model that has them, or a Jinja file with marks of this model."
+            "as control tokens. Take a model that has them, or a Jinja file with marks of this model, "
+            f"or add them: toolcall-ft model {tokenizer.name_or_path} --add {' '.join(map(repr, missing))} --output FOLDER"
         )
 
 # %% ../../nbs/lib/template/given.ipynb #c012

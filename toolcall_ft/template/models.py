@@ -112,23 +112,29 @@ def load_weights(
         return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), **options)
 
 # %% ../../nbs/lib/template/models.ipynb #c013
+def read_tokenizer(
+    path: str,  # from `model_path`
+):  # a Transformers tokenizer, with or without a chat template
+    "The tokenizer of a model; `UserError` when it cannot be read."
+    from transformers import AutoTokenizer
+
+    try:
+        with from_hub(path):
+            return AutoTokenizer.from_pretrained(path)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split(chr(10))[0]
+        raise UserError(f"{path}: the tokenizer cannot be read ({reason})") from error
+
+# %% ../../nbs/lib/template/models.ipynb #c014
 def load_tokenizer(
     name: str,  # as in `model_path`
     template: str = None,  # another chat template than its own: qwen2.5, or a Jinja file
 ):  # a Transformers tokenizer with a chat template
     "The tokenizer of the model `name`; `UserError` when it cannot be read, or has no chat template that fits"
-    from transformers import AutoTokenizer
-
     path = model_path(name)
-    try:
-        with from_hub(path):
-            tokenizer = AutoTokenizer.from_pretrained(path)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path}: the tokenizer cannot be read ({str(error).strip().split(chr(10))[0]})"
-        ) from error
+    tokenizer = read_tokenizer(path)
     if template:
         return give_template(tokenizer, template)
     if tokenizer.chat_template:

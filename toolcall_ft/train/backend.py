@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..base.errors import UserError, install_command, need_packages
 from ..template.models import from_hub, load_weights, model_path, quiet_bars
+from .tokens import new_token_ids, rows_to_train
 
 # %% ../../nbs/lib/train/backend.ipynb #c004
 def start_backend(
@@ -155,5 +156,6 @@ def load_peft(
             target_modules=list(targets),
             lora_dropout=dropout,
             task_type="CAUSAL_LM",
+            trainable_token_indices=rows_to_train(base, new_token_ids(model)) or None,
         ),
     )

@@ -13,6 +13,7 @@ from ..base.errors import UserError
 from ..base.jsontext import dump_json
 from ..template.dataset import encode_dataset
 from .backend import load_peft, load_unsloth
+from .tokens import new_token_ids
 from .trainer import last_checkpoint, make_trainer, trainer_settings
 
 # %% ../../nbs/lib/train/run.ipynb #c003
@@ -70,7 +71,8 @@ def new_adapter(
 
     if options["four_bit"] and not torch.cuda.is_available():
         raise UserError("four_bit needs a GPU; on a CPU the weights stay in 16 or 32 bits")
-    load = load_unsloth if backend == "unsloth" else load_peft
+    by_unsloth = backend == "unsloth" and not new_token_ids(options["model"])  # PEFT trains rows
+    load = load_unsloth if by_unsloth else load_peft
     return load(
         options["model"],
         rank=options["lora_rank"],
