@@ -42,8 +42,6 @@ RUNTIMES = {
     "Ollama": lambda folder, gguf, options: OllamaServer(gguf),
     "vLLM": lambda folder, gguf, options: VllmServer(folder),
 }
-# of llama-server: where no portable template can say it, it asks a template to think
-OPTIONS = {"Gemma 4": ["--reasoning", "off"]}
 TOKENS = 120  # of an answer
 
 
@@ -170,6 +168,7 @@ def measure(name, runtimes, work, record, again):
     if not left:
         return
     tokenizer = load_tokenizer(str(family_model(name)))
+    form = tool_format(tokenizer)
     answers = learnt_by(name)
     try:
         folder, gguf, not_portable = make_files(name, work)
@@ -178,12 +177,12 @@ def measure(name, runtimes, work, record, again):
         return
     every = [*hard_corpus(), *asked(answers)]
     cases, wanted, _ = encode_cases(every, tokenizer)
-    row |= {"format": tool_format(tokenizer).name, "rows": count_rows(every, tokenizer)}
+    row |= {"format": form.name, "rows": count_rows(every, tokenizer)}
     row |= {"architecture": read_json(folder / "config.json")["architectures"][0]}
     row |= {"portable": not_portable or True, "tokens": len(tokenizer)}
     for runtime in left:
         try:
-            with RUNTIMES[runtime](folder, gguf, OPTIONS.get(name, [])) as server:
+            with RUNTIMES[runtime](folder, gguf, form.llama_options) as server:
                 found = ask_runtime(runtime, server, answers, cases, wanted, tokenizer)
         except UserError as error:
             found = {"failed": str(error).strip().splitlines()[-1]}  # the others name folders

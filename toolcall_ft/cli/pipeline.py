@@ -87,6 +87,19 @@ def vllm_folder(
     return folder
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c009
+def llama_options(
+    config: dict,  # the configuration
+) -> list:  # of words
+    "What llama-server has to be told about a model of this family."
+    from toolcall_ft.template.models import load_tokenizer
+    from toolcall_ft.tools.formats import tool_format
+
+    folder = Path(config["run"]) / "merged"
+    if not folder.exists():  # somebody has kept the GGUF file only
+        return []
+    return list(tool_format(load_tokenizer(str(folder))).llama_options)
+
+# %% ../../nbs/lib/cli/pipeline.ipynb #c010
 def make_server(
     config: dict,  # the configuration
     runtime: str,  # a key of RUNTIMES
@@ -103,10 +116,13 @@ def make_server(
     from toolcall_ft.serve.llama import LlamaServer
     from toolcall_ft.serve.ollama import OllamaServer
 
-    kind = LlamaServer if runtime == "llama-server" else OllamaServer
-    return kind(find_format(config, name), threads=serve["threads"], **settings)
+    settings["threads"] = serve["threads"]
+    gguf = find_format(config, name)
+    if runtime == "ollama":
+        return OllamaServer(gguf, **settings)
+    return LlamaServer(gguf, options=llama_options(config), **settings)
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c010
+# %% ../../nbs/lib/cli/pipeline.ipynb #c011
 def memory_predictor(
     config: dict,  # the configuration
     name: str,  # a key of PREDICTORS
@@ -128,7 +144,7 @@ def memory_predictor(
         **config["generate"],
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c011
+# %% ../../nbs/lib/cli/pipeline.ipynb #c012
 @contextmanager
 def open_predictor(
     config: dict,  # the configuration
@@ -145,7 +161,7 @@ def open_predictor(
     with make_server(config, runtime, form) as server:
         yield openai_client(server.url, server.model, limit, workers=config["serve"]["slots"])
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c012
+# %% ../../nbs/lib/cli/pipeline.ipynb #c013
 def measure(
     config: dict,  # the configuration
     name: str,  # base, free, constrained, ollama, vllm, or a GGUF format
@@ -167,10 +183,10 @@ def measure(
         if report[key] is not None
     }
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c014
+# %% ../../nbs/lib/cli/pipeline.ipynb #c015
 ROWS = {part: f"data/{part}.jsonl" for part in ("train", "validation", "test")}
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c015
+# %% ../../nbs/lib/cli/pipeline.ipynb #c016
 def template_files(
     config: dict,  # the configuration
 ) -> list:  # of one path, or empty
@@ -179,7 +195,7 @@ def template_files(
 
     return [template_file(config["template"])] if config["template"] else []
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c016
+# %% ../../nbs/lib/cli/pipeline.ipynb #c017
 def model_files(
     config: dict,  # the configuration
 ) -> list:  # of paths
@@ -188,7 +204,7 @@ def model_files(
 
     return [model_path(config["model"]), *template_files(config)]
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c017
+# %% ../../nbs/lib/cli/pipeline.ipynb #c018
 def log_files(
     config: dict,  # the configuration
 ) -> list:  # of paths
@@ -198,7 +214,7 @@ def log_files(
     logs = [*data["logs"], *data["test_logs"]]
     return [*logs, *given, *template_files(config)]
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c018
+# %% ../../nbs/lib/cli/pipeline.ipynb #c019
 def data_stage() -> Stage:
     "Logs to examples."
     return Stage(
@@ -210,7 +226,7 @@ def data_stage() -> Stage:
         notes=data_notes,
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c019
+# %% ../../nbs/lib/cli/pipeline.ipynb #c020
 def inspect_stage() -> Stage:
     "The page that shows what the model will see."
     return Stage(
@@ -222,7 +238,7 @@ def inspect_stage() -> Stage:
         files=model_files,
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c020
+# %% ../../nbs/lib/cli/pipeline.ipynb #c021
 def train_stage() -> Stage:
     "Examples to an adapter."
     return Stage(
@@ -234,7 +250,7 @@ def train_stage() -> Stage:
         files=model_files,
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c021
+# %% ../../nbs/lib/cli/pipeline.ipynb #c022
 def merge_stage() -> Stage:
     "Adapter and base model to one model."
     return Stage(
@@ -246,7 +262,7 @@ def merge_stage() -> Stage:
         files=lambda config: [config["data"]["tools"], *template_files(config)],
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c022
+# %% ../../nbs/lib/cli/pipeline.ipynb #c023
 def export_stage(
     config: dict,  # the configuration
 ) -> Stage:
@@ -260,7 +276,7 @@ def export_stage(
         settings=("export", "serve.context"),
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c023
+# %% ../../nbs/lib/cli/pipeline.ipynb #c024
 def measure_stage(
     name: str,  # base, free, constrained, ollama, vllm, or a GGUF format
     *path: str,  # where the model lies in the run folder, if it lies there
@@ -277,7 +293,7 @@ def measure_stage(
         files=files,
     )
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c024
+# %% ../../nbs/lib/cli/pipeline.ipynb #c025
 def chain(
     config: dict,  # the configuration
     others: tuple = (),  # ollama, vllm: measured as well
@@ -297,12 +313,12 @@ def chain(
         *[measure_stage(name, "merged") for name in others],
     ]
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c027
+# %% ../../nbs/lib/cli/pipeline.ipynb #c028
 PACKAGES = (
     "torch transformers trl peft unsloth datasets tokenizers xgrammar transformers_cfg openai"
 ).split()
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c028
+# %% ../../nbs/lib/cli/pipeline.ipynb #c029
 def package_versions() -> dict:  # package -> version
     "The versions of what made the figures."
     found = [installed(name) for name in PACKAGES]
@@ -312,7 +328,7 @@ def package_versions() -> dict:  # package -> version
         **dict(text.split() for text in found if " " in text),
     }
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c029
+# %% ../../nbs/lib/cli/pipeline.ipynb #c030
 def read_reports(
     config: dict,  # the configuration
 ) -> dict:  # name -> report
@@ -326,7 +342,7 @@ def read_reports(
             reports[name] = report
     return reports
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c030
+# %% ../../nbs/lib/cli/pipeline.ipynb #c031
 def make_summary(
     config: dict,  # the configuration
 ) -> dict:  # base, free, constrained, gguf, seconds, seed, versions
@@ -348,14 +364,14 @@ def make_summary(
     write_text(path, json.dumps(summary, indent=1, ensure_ascii=False))
     return summary
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c031
+# %% ../../nbs/lib/cli/pipeline.ipynb #c032
 TITLES = {
     "base": "before training",
     "free": "after LoRA",
     "constrained": "after LoRA, with grammar",
 }
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c032
+# %% ../../nbs/lib/cli/pipeline.ipynb #c033
 def result_row(
     title: str,
     report: dict,  # of `evaluate`
@@ -369,7 +385,7 @@ def result_row(
     interval = f"{100 * low:.1f} to {100 * high:.1f}"
     return [title, exact, interval, tool, arguments, report["n"]]
 
-# %% ../../nbs/lib/cli/pipeline.ipynb #c033
+# %% ../../nbs/lib/cli/pipeline.ipynb #c034
 def result_table(
     summary: dict,  # what `make_summary` gave, or summary.json
 ) -> str:  # markdown

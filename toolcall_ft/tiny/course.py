@@ -7,23 +7,32 @@ __all__ = ['course_config', 'course_splits', 'course_model', 'course_picture']
 
 # %% ../../nbs/lib/tiny/course.ipynb #c002
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
 from ..base.files import read_jsonl
 from ..config import read_config
 from ..data.prepare import prepare_data
+from ..train.lora import train_lora
 from ..train.merge import merge_adapter
 
-# %% ../../nbs/lib/tiny/course.ipynb #c004
+# %% ../../nbs/lib/tiny/course.ipynb #c005
+LARGER = {"epochs": 1, "learning_rate": 5e-4, "lora_rank": 16, "lora_alpha": 32}
+
+# %% ../../nbs/lib/tiny/course.ipynb #c006
 def course_config(
     run: str = "course",  # name of the run folder, beside the notebook in `runs/`
+    model: str = "tiny-qwen2",  # or another one, as in `model_path`
 ) -> dict:  # as `read_config` returns it
     "The configuration of the course: the package's own logs, tools and functions."
     config = read_config(files("toolcall_ft").joinpath("course/config.yaml"))
+    if model != config["model"]:
+        run = "-".join([run, *re.findall(r"[\w.]+", model)])
+        config |= {"model": model, "train": config["train"] | LARGER}
     return {**config, "run": str(Path(os.environ.get("TOOLCALL_FT_RUNS", "runs"), run).absolute())}
 
-# %% ../../nbs/lib/tiny/course.ipynb #c007
+# %% ../../nbs/lib/tiny/course.ipynb #c009
 def course_splits(
     config: dict,  # from `course_config`
 ) -> dict:  # {"train", "validation", "test"} -> examples
@@ -33,19 +42,25 @@ def course_splits(
         prepare_data(config)
     return {name: read_jsonl(folder / f"{name}.jsonl") for name in ("train", "validation", "test")}
 
-# %% ../../nbs/lib/tiny/course.ipynb #c010
+# %% ../../nbs/lib/tiny/course.ipynb #c012
 def course_model(
     config: dict,  # from `course_config`
 ) -> Path:  # a model folder
-    "The trained and merged model of lesson 03, or the one that the shipped adapter makes."
+    "The trained and merged model of lesson 03; made where it is not there, for the tiny model by the shipped adapter."
     folder = Path(config["run"]) / "merged"
     if not (folder / "config.json").exists():
-        print("Lesson 03 has not been run here: the adapter of the package is used.")
-        adapter = files("toolcall_ft").joinpath("course/adapter")
-        merge_adapter(config["model"], adapter, folder, course_splits(config)["validation"][:8])
+        adapter, splits = files("toolcall_ft").joinpath("course/adapter"), course_splits(config)
+        if config["model"] == "tiny-qwen2":
+            print("Lesson 03 has not been run here: the adapter of the package is used.")
+        else:
+            print("Lesson 03 has not been run here: the model is trained now.")
+            adapter = Path(config["run"]) / "adapter"
+            rows = splits["train"], splits["validation"]
+            train_lora(*rows, config["model"], config["run"], **config["train"])
+        merge_adapter(config["model"], adapter, folder, splits["validation"][:8])
     return folder
 
-# %% ../../nbs/lib/tiny/course.ipynb #c012
+# %% ../../nbs/lib/tiny/course.ipynb #c014
 def course_picture(
     name: str,  # of a file in `toolcall_ft/course/pictures`, without `.svg`
 ):  # an `IPython.display.SVG`

@@ -147,10 +147,7 @@ def mark_notation(
 
 # %% ../../nbs/lib/tools/formats.ipynb #c019
 GEMMA4_NOTES = (
-    (
-        "llama-server",
-        "reads calls by itself; start it with --reasoning off, or it asks the template to think",
-    ),
+    ("llama-server", "reads calls by itself; --reasoning off, or it asks the template to think"),
     ("Ollama", "reads calls by itself; but its own template for this family makes other prompts"),
 )
 
@@ -165,6 +162,7 @@ GEMMA4 = MarkFormat(
     between="",
     notation=mark_notation('<|"|>'),
     vllm_parser="gemma4",
+    llama_options=("--reasoning", "off"),
     notes=GEMMA4_NOTES,
 )
 

@@ -85,6 +85,7 @@ class FormatFacts:
     call_starts: str = ""  # without tags: an answer that begins with one of these is a call
     result_opening: str = ""  # where a user's turn is a tool's result: how it begins
     vllm_parser: str = ""  # vLLM's --tool-call-parser
+    llama_options: tuple = ()  # what llama-server has to be told
     ollama_template: str = ""  # our file with the Go TEMPLATE for an Ollama before 2026
     notes: tuple = ()  # of (server, what was measured there), where it is not as one would wish
 
