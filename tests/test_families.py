@@ -13,6 +13,8 @@ from toolcall_ft.base.errors import UserError
 from toolcall_ft.cli.main import main
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import find_llama_cpp
+from toolcall_ft.generate.answers import generate_answers
+from toolcall_ft.generate.model import load_model
 from toolcall_ft.parity.cases import encode_cases
 from toolcall_ft.parity.compare import prompt_differences
 from toolcall_ft.parity.corpus import hard_corpus
@@ -21,6 +23,8 @@ from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.tools.formats import tool_format
+from toolcall_ft.train.lora import train_lora
+from toolcall_ft.train.merge import merge_adapter
 
 QUICK = ["Qwen3-2507", "LFM2", "Granite 4"]
 
@@ -73,3 +77,22 @@ def test_doctor_says_what_will_happen_to_a_model(capsys):
     said = capsys.readouterr().out
     assert "lfm2.5" in said and "--tool-call-parser lfm2" in said
     assert "one template everywhere   yes" in said and "quote" in said
+
+
+def test_layers_that_are_no_attention_train_and_answer_in_batches(tmp_path):
+    "Such layers keep a state and no keys: rows and requests that begin alike must not share it."
+    model = str(family_model("LFM2"))
+    rows = [
+        {**request, "messages": [*request["messages"], {"role": "assistant", "content": "Done."}]}
+        for request, *_ in learnt(tool_format(load_tokenizer(model)), load_tokenizer(model))
+    ]
+    options = {"backend": "peft", "epochs": 2, "batch_size": 3, "lora_targets": ["up_proj", "w3"]}
+    report = train_lora(rows, rows[:2], model, tmp_path, **options)
+    assert report["validation_loss"] < report["validation_loss_before"]
+    merged = merge_adapter(model, tmp_path / "adapter", tmp_path / "merged", rows)
+    assert merged["max_abs_logit_difference"] < 1e-3
+    opened = load_model(tmp_path / "merged")
+    asked = [{**row, "messages": row["messages"][:1]} for row in rows]
+    together = generate_answers(*opened, asked, max_new_tokens=8)
+    alone = [generate_answers(*opened, [request], max_new_tokens=8)[0] for request in asked]
+    assert [each["text"] for each in together] == [each["text"] for each in alone]
