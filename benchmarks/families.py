@@ -189,32 +189,26 @@ def measure(name, runtimes, work, record, again):
         row.setdefault("runtimes", {})[runtime] = found
 
 
-def share(counts):
-    "A count of a count, or what stands for none."
-    return f"{counts[0]} of {counts[1]}" if counts else "–"
+def cell(found):
+    "What one server made of a family: prompts that are those of training, and answers that are right in every way of asking."
+    if "prompts" not in found:
+        return "failed" if found else "–"
+    ways = [found[way]["right"] for way in ("whole", "streamed", "ids") if way in found]
+    right, asked = min(ways)
+    same, prompts = found["prompts"]
+    return f"{same} of {prompts}, {right} of {asked}"
 
 
-def table(record):
-    "One row a family: rows, then for each server prompts and calls (whole, streamed, by ids)."
-    header = ["family", "format", "rows", "one template"]
-    for runtime in RUNTIMES:
-        header += [f"prompts at {runtime}", f"calls at {runtime}"]
+def families_table(record):
+    "One row a family: conversations that become rows, then prompts and answers at each server."
+    header = ["family", "its calls", "rows", *(f"{runtime}: prompts, answers" for runtime in RUNTIMES)]
     rows = []
     for name in BY_NAME:
-        row = record.get(name, {})
-        if "rows" not in row:
-            continue
-        n, refused = row["rows"]["n"], len(row["rows"]["refused"])
-        cells = [name, row["format"], share([n - refused, n])]
-        cells.append("yes" if row["portable"] is True else "no")
-        for runtime in RUNTIMES:
-            found = row["runtimes"].get(runtime, {})
-            ways = [found[way]["right"] for way in ("whole", "streamed", "ids") if way in found]
-            calls = (
-                " / ".join(str(right) for right, _ in ways) + f" of {ways[0][1]}" if ways else ""
-            )
-            cells += [share(found.get("prompts")), calls or ("failed" if found else "–")]
-        rows.append(cells)
+        row = record["families"].get(name, {})
+        if "rows" in row:
+            n, refused = row["rows"]["n"], len(row["rows"]["refused"])
+            cells = [cell(row["runtimes"].get(runtime, {})) for runtime in RUNTIMES]
+            rows.append([name, row["format"], f"{n - refused} of {n}", *cells])
     return markdown_table(header, rows, "l" * len(header))
 
 
@@ -236,7 +230,7 @@ def main():
         text = dump_json(record).replace(str(options.work.absolute()), "runs/families")
         write_text(RESULTS, text.replace(str(options.work), "runs/families") + "\n")
         print(record["families"][name].get("failed") or name, flush=True)
-    print(table(record["families"]))
+    print(families_table(record))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 from demo_stages import machine_table
+from families import families_table
 from home import home_table
 from nbconvert import MarkdownExporter
 
@@ -34,6 +35,9 @@ ZH = {
     " of ": " / ",
     "| before, three examples in the prompt |": "| 训练前，提示里放三个例子 |",
     "| before |": "| 训练前 |",
+    "| family | its calls | rows |": "| 系列 | 调用格式 | 训练行 |",
+    ": prompts, answers": "：提示词，回答",
+    "failed": "失败",
     "exact match": "完全匹配",
     "right tool": "选对工具",
     "arguments": "参数",
@@ -82,6 +86,7 @@ def chinese() -> str:
             ROOT / "benchmarks" / "results" / "home.json",
             lambda facts: home_table(facts).partition("\n\n")[0],
         ),
+        "families": translated(ROOT / "benchmarks" / "results" / "families.json", families_table),
     }
     for mark, table in tables.items():
         text = re.sub(

@@ -79,7 +79,7 @@ def memorised(tmp_path_factory):
     for question, call in CALLS.items():
         asked = {"messages": [{"role": "user", "content": question}], "tools": TOOLS}
         answers.append((asked, LLAMA3.write([call])))
-    learnt = memorise_answers(answers, folder, model=llama3())
+    learnt = memorise_answers(answers, folder, llama3(), steps=600, embeddings=False)
     assert learnt["wrong tokens"] == 0
     return folder
 
