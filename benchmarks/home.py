@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "examples/home/config.yaml"
 TOKENS = 96  # of an answer; the longest right one has 84
 SHOTS = 3
+SLOTS = 4  # requests in flight at the same time
 
 
 def run_stage(name: str) -> dict:  # {"seconds", "gigabytes"}
@@ -65,19 +66,17 @@ def three_examples(rows: list) -> list:
 
 def ask_model(test: list, train: list, config: dict) -> dict:  # name -> report
     "The answers in Transformers: before and after."
-    base, limit = load_model(config["model"]), {"max_new_tokens": TOKENS}
-    before = transformers_predictor(*base, **limit)
-    found = {
-        "before": evaluate(test, before),
-        "before, three examples in the prompt": evaluate(
-            test, with_shots(before, three_examples(train))
-        ),
-    }
+    base, options = load_model(config["model"]), {"max_new_tokens": TOKENS, "batch_size": 16}
+    before = transformers_predictor(*base, **options)
+    shown = with_shots(before, three_examples(train))
     trained = load_model(str(Path(config["run"], "merged")))
-    found["after LoRA"] = evaluate(test, transformers_predictor(*trained, **limit))
-    constrained = transformers_predictor(*trained, constrained=True, **limit)
-    found["after LoRA, with grammar"] = evaluate(test, constrained)
-    return found
+    ways = {
+        "before": before,
+        "before, three examples in the prompt": shown,
+        "after LoRA": transformers_predictor(*trained, **options),
+        "after LoRA, with grammar": transformers_predictor(*trained, constrained=True, **options),
+    }
+    return {name: evaluate(test, predictor) for name, predictor in ways.items()}
 
 
 def ask_servers(test: list, config: dict) -> dict:  # name -> report
@@ -85,12 +84,12 @@ def ask_servers(test: list, config: dict) -> dict:  # name -> report
     found, folder = {}, Path(config["run"], "gguf")
     for form in ("Q8_0", "Q4_K_M"):
         gguf = folder / f"model-{form}.gguf"
-        with LlamaServer(gguf) as server:
-            client = openai_client(server.url, max_new_tokens=TOKENS)
+        with LlamaServer(gguf, slots=SLOTS) as server:
+            client = openai_client(server.url, max_new_tokens=TOKENS, workers=SLOTS)
             found[f"{form}, llama-server"] = evaluate(test, client)
         modelfile = write_modelfile(gguf, folder / f"Modelfile-{form}", max_new_tokens=TOKENS)
-        with OllamaServer(modelfile) as server:
-            client = openai_client(server.url, server.model, max_new_tokens=TOKENS)
+        with OllamaServer(modelfile, slots=SLOTS) as server:
+            client = openai_client(server.url, server.model, TOKENS, workers=SLOTS)
             found[f"{form}, Ollama"] = evaluate(test, client)
     return found
 
@@ -99,7 +98,11 @@ def home_table(facts: dict) -> str:
     "The figures of a run as Markdown."
     table = report_table(facts["reports"]).partition("\n\n")[0]
     seconds = ", ".join(f"{name} {each['seconds']} s" for name, each in facts["stages"].items())
-    said = f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}."
+    said = (
+        f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}; "
+        f"with all questions {facts['seconds'] // 60} minutes, and "
+        f"{facts['stages']['train']['gigabytes at most so far']} GB at most."
+    )
     return f"{table}\n\n{said} Made by `python benchmarks/home.py`."
 
 

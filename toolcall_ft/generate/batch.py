@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/lib/generate/batch.ipynb #c002
+from contextlib import contextmanager
 from os.path import commonprefix
 
 from .engines import choose_engine, compile_grammar
@@ -35,7 +36,47 @@ def common_cache(
     cache.batch_repeat_interleave(len(ids))
     return cache
 
-# %% ../../nbs/lib/generate/batch.ipynb #c004
+# %% ../../nbs/lib/generate/batch.ipynb #c005
+def attend_grouped(module, query, key, value, mask, scaling=None, **options):
+    "Attention of Transformers' signature; for one new token it copies no keys for the heads that share them."
+    import torch
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    rows, heads, tokens, size = query.shape
+    if tokens > 1:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
+    groups = query.reshape(rows, key.shape[1], -1, size)
+    scores = groups @ key.transpose(-1, -2) * scaling + (0 if mask is None else mask)
+    shares = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    return (shares @ value).reshape(rows, tokens, heads, size), None
+
+# %% ../../nbs/lib/generate/batch.ipynb #c006
+@contextmanager
+def grouped_attention(
+    model,  # of Transformers
+):
+    "Inside of the `with` a model on a processor whose heads share keys attends by `attend_grouped`."
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    config = model.config
+    shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if (
+        model.device.type != "cpu"
+        or config._attn_implementation != "sdpa"
+        or shared == config.num_attention_heads
+    ):
+        yield
+        return
+    AttentionInterface.register("grouped", attend_grouped)
+    AttentionMaskInterface.register("grouped", eager_mask)
+    model.set_attn_implementation("grouped")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
+
+# %% ../../nbs/lib/generate/batch.ipynb #c007
 def cut_at(
     row: list,  # generated token ids
     ends: list,  # stop tokens
@@ -43,7 +84,7 @@ def cut_at(
     "A row up to and including its first stop token; the rest is padding."
     return next((row[: i + 1] for i, token in enumerate(row) if token in ends), row)
 
-# %% ../../nbs/lib/generate/batch.ipynb #c005
+# %% ../../nbs/lib/generate/batch.ipynb #c008
 def generate_batch(
     model,
     tokenizer,
@@ -65,7 +106,7 @@ def generate_batch(
         start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
     padded = pad_left(prompts, ends[0], start)
     inputs = {name: tensor.to(model.device) for name, tensor in padded.items()}
-    with torch.inference_mode():
+    with torch.inference_mode(), grouped_attention(model):
         if start:
             inputs["past_key_values"] = common_cache(model, inputs["input_ids"], start)
         output = model.generate(
