@@ -5,14 +5,17 @@ import json
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import trl
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.jsontext import dump_json
+from toolcall_ft.generate import batch
 from toolcall_ft.generate.answers import generate_answers, transformers_predictor
 from toolcall_ft.generate.reading import CUT_OFF
 from toolcall_ft.generate.engines import (
@@ -245,6 +248,23 @@ def test_engines_leave_the_same_tokens_open(tokenizer):
             so_far = tokenizer.decode(ids[:place])
             if "\ufffd" not in so_far:
                 assert one[tokenizer.eos_token_id] == grammar_accepts(grammar, so_far)
+
+
+def test_heads_that_share_keys_give_the_tokens_of_pytorchs_attention(tokenizer, monkeypatch):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads)).eval()
+    prompts = [tokenizer.encode(f"alike until here, {text}") for text in ("on", "x " * 9, "天气")]
+    ours = batch.generate_batch(model, tokenizer, prompts, max_new_tokens=12)
+    assert model.config._attn_implementation == "sdpa"
+    taken = []
+    monkeypatch.setattr(batch, "attend_grouped", lambda *given, **rest: taken.append(given))
+    with pytest.raises(TypeError):
+        batch.generate_batch(model, tokenizer, prompts, max_new_tokens=2)
+    assert taken, "our attention is the one that is asked"
+    monkeypatch.setattr(batch, "grouped_attention", nullcontext)
+    assert ours == batch.generate_batch(model, tokenizer, prompts, max_new_tokens=12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
