@@ -15,7 +15,7 @@ from .plain import KIND_OF, REPEATS, Plain, flatten, plain, widest
 from ..tools.check import closed, fits
 from ..tools.formats import HERMES, ToolFormat
 from ..tools.notation import JSON, Notation, dump_value
-from ..tools.wire import THOUGHT_END, survives
+from ..tools.wire import THOUGHT_END, carries
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c005
 def literal(
@@ -241,13 +241,8 @@ class Rules(dict):
         if option.values is None:
             return option
         fitting = [value for value in option.values if fits(value, schema, self.top)]
-        return option._replace(values=[value for value in fitting if self.carries(value, schema)])
-
-    def carries(self, value, schema) -> bool:
-        "Is a value read back as it was written? Not every format escapes what ends a text."
-        function = {"name": "f", "parameters": {**self.top, "properties": {"x": schema}}}
-        call = {"name": "f", "arguments": {"x": value}}
-        return survives(self.form, [call], [{"function": function}])
+        carried = [value for value in fitting if carries(self.form, value, schema, self.top)]
+        return option._replace(values=carried)
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c025
 def possible(

@@ -369,6 +369,18 @@ def survives(
     return same and not content and not errors
 
 # %% ../../nbs/lib/tools/wire.ipynb #c032
+def carries(
+    form: ToolFormat,
+    value,  # an argument of a call
+    schema,  # of it
+    whole: dict,  # the schema of all arguments, for references
+) -> bool:
+    "Is a value read back as it was written? Not every format escapes what ends a text."
+    call = {"name": "f", "arguments": {"x": value}}
+    function = {"name": "f", "parameters": {**whole, "properties": {"x": schema}}}
+    return survives(form, [call], [{"function": function}])
+
+# %% ../../nbs/lib/tools/wire.ipynb #c033
 def carry_problem(
     form: ToolFormat,
     calls: list,  # {"name", "arguments"}, of one turn

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lora": ["train_lora"],
         "memorise": ["memorise_answers"],
         "merge": ["merge_adapter"],
+        "tokens": ["add_tokens"],
         "trainer": ["draw_curves"],
     },
 )
