@@ -98,11 +98,7 @@ def home_table(facts: dict) -> str:
     "The figures of a run as Markdown."
     table = report_table(facts["reports"]).partition("\n\n")[0]
     seconds = ", ".join(f"{name} {each['seconds']} s" for name, each in facts["stages"].items())
-    said = (
-        f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}; "
-        f"with all questions {facts['seconds'] // 60} minutes, and "
-        f"{facts['stages']['train']['gigabytes at most so far']} GB at most."
-    )
+    said = f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}."
     return f"{table}\n\n{said} Made by `python benchmarks/home.py`."
 
 
