@@ -201,7 +201,12 @@ def cell(found):
 
 def families_table(record):
     "One row a family: conversations that become rows, then prompts and answers at each server."
-    header = ["family", "its calls", "rows", *(f"{runtime}: prompts, answers" for runtime in RUNTIMES)]
+    header = [
+        "family",
+        "its calls",
+        "rows",
+        *(f"{runtime}: prompts, answers" for runtime in RUNTIMES),
+    ]
     rows = []
     for name in BY_NAME:
         row = record["families"].get(name, {})

@@ -46,7 +46,9 @@ def main() -> None:
             print(f"{way}: {seconds[way][-1]:.1f} s", flush=True)
     ours, theirs = (statistics.median(each) for each in seconds.values())
     same = sum(one == other for one, other in zip(*answers.values()))
-    print(f"{theirs / ours:.1f} times as fast; {same} of {ROWS} answers are the same token by token")
+    print(
+        f"{theirs / ours:.1f} times as fast; {same} of {ROWS} answers are the same token by token"
+    )
     facts = {"model": name, "machine": machine_name(), "rows": ROWS, "tokens": TOKENS}
     facts |= {"seconds": seconds, "same answers": same}
     write_text(ROOT / "benchmarks/results/grouped_attention.json", json.dumps(facts, indent=1))
