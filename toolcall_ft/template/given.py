@@ -40,10 +40,11 @@ def need_marks(
     marks = dict.fromkeys(TURN_MARK.findall(write(SMALL_TALK, tokenizer)))
     missing = [mark for mark in marks if mark not in known]
     if missing:
+        model, tokens = tokenizer.name_or_path, " ".join(map(repr, missing))
         raise UserError(
             f"it marks turns with {' and '.join(missing)}, which the model's tokenizer does not have "
             "as control tokens. Take a model that has them, or a Jinja file with marks of this model, "
-            f"or add them: toolcall-ft model {tokenizer.name_or_path} --add {' '.join(map(repr, missing))} --output FOLDER"
+            f"or add them: toolcall-ft model {model} --add {tokens} --output FOLDER"
         )
 
 # %% ../../nbs/lib/template/given.ipynb #c012
