@@ -98,10 +98,8 @@ def home_table(facts: dict) -> str:
     "The figures of a run as Markdown."
     table = report_table(facts["reports"]).partition("\n\n")[0]
     seconds = ", ".join(f"{name} {each['seconds']} s" for name, each in facts["stages"].items())
-    said = (
-        f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}. "
-        "The seconds in the table are those of a batch, or of a server with other work beside it."
-    )
+    said = f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}."
+    said = f"{said} {facts.get('note', '')}".strip()
     return f"{table}\n\n{said} Made by `python benchmarks/home.py`."
 
 

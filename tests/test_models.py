@@ -212,7 +212,8 @@ def test_a_model_without_control_tokens_learns_new_ones(base, small_project, tmp
     assert main(["data"]) == 0 and main(["inspect"]) == 2
     assert f"toolcall-ft model {bare} --add" in capsys.readouterr().err
     add = ["model", str(bare), "--output", "grown", "--add", *marks, "<|more|>"]
-    assert main(add) == 0 and main(add[:2] + add[4:]) == 2
+    assert main(add) == 0 and main(add[:2] + add[4:]) == 2 and main(add[:4]) == 2
+    assert main(add) == 2 and "grown is there already" in capsys.readouterr().err
     with pytest.raises(UserError, match="has the token <|im_end|> already"):
         add_tokens("grown", [STOP], "twice")
     small_project("grown", "export: {formats: [F16]}\n")

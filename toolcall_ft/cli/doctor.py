@@ -264,11 +264,11 @@ def model_lines(
 
 # %% ../../nbs/lib/cli/doctor.ipynb #c030
 def add_command(arguments) -> None:
-    "Make the copy of a model that has more control tokens. Raises `UserError` without a folder for it."
+    "Make the copy of a model that has more control tokens. Raises `UserError` where a part is missing."
     from toolcall_ft.train.tokens import add_tokens
 
-    if not arguments.name or not arguments.output:
-        raise UserError("model NAME --add TOKEN … --output FOLDER: a name or the folder is missing")
+    if not (arguments.name and arguments.add and arguments.output):
+        raise UserError("it takes all of them: toolcall-ft model NAME --add TOKEN … --output FOLDER")
     ids = add_tokens(arguments.name, arguments.add, arguments.output)
     print(f"{arguments.output}: {arguments.name} with {len(ids)} control tokens more. Write")
     print(f"model: {arguments.output} into config.yaml; training learns them beside LoRA.")
@@ -284,7 +284,7 @@ def model_command(arguments):
     from toolcall_ft.template.fetch import fetch_model
     from toolcall_ft.template.known import KNOWN_MODELS
 
-    if arguments.add:
+    if arguments.add or arguments.output:
         add_command(arguments)
     elif arguments.name:
         print(f"{arguments.name}: {fetch_model(arguments.name)}")

@@ -60,12 +60,9 @@ def grouped_attention(
     from transformers.masking_utils import eager_mask
 
     config = model.config
-    shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    if (
-        model.device.type != "cpu"
-        or config._attn_implementation != "sdpa"
-        or shared == config.num_attention_heads
-    ):
+    heads = config.num_attention_heads
+    sharing = (getattr(config, "num_key_value_heads", None) or heads) < heads
+    if not sharing or model.device.type != "cpu" or config._attn_implementation != "sdpa":
         yield
         return
     AttentionInterface.register("grouped", attend_grouped)

@@ -37,14 +37,16 @@ NEW_TOKENS = "new_tokens.json"  # in a model's folder
 def add_tokens(
     model: str,  # as in `model_path`
     tokens: list,  # of str, such as ["<|im_start|>", "<|im_end|>"]
-    output,  # a folder, replaced in one move
+    output,  # a new folder
 ) -> list:  # their ids
     """A copy of a model that has these control tokens, too. All other logits stay as they are.
 
-    Raises `UserError` for no token, and for one that the model has already.
+    Raises `UserError` for no token, for one that the model has already, and for a folder that is there.
     """
     from transformers import AutoConfig
 
+    if Path(output).exists():
+        raise UserError(f"{output} is there already; name a new folder, nothing is written over")
     path = model_path(model)
     tokenizer = read_tokenizer(path)
     known = [token for token in tokens if token in tokenizer.get_vocab()]
