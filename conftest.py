@@ -2,11 +2,15 @@
 
 import os
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+sys.path.append(str(Path(__file__).parent / "tests"))
+from warm_kernel import start_server
 
 settings.register_profile(
     "ci", derandomize=True, print_blob=True
@@ -26,6 +30,9 @@ def pytest_configure(config):
     "Ctrl-C works also in what a shell runs in the background. Of several workers each has cores of its own: servers take all that they see, wait busily, and would stand in each other's way."
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
+    if not worker and config.getoption("nbmake_kernel", None) == "warm":
+        os.environ["JUPYTER_PATH"] = RUNS.name  # the workers inherit it
+        config.add_cleanup(start_server(Path(RUNS.name)).kill)
     if not worker or not hasattr(os, "sched_setaffinity"):
         return
     number, count, cores = (

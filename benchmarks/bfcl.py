@@ -107,7 +107,7 @@ def judge(checker, record: dict, answer: dict) -> bool:
 def measure(checker, loaded: tuple, half: list, constrained: bool = False) -> dict:
     "The share of right answers in each category and in all."
     requests = [request for request, _ in to_requests([example for _, example in half])]
-    answers = generate_answers(*loaded, requests, constrained, max_new_tokens=160, batch_size=16)
+    answers = generate_answers(*loaded, requests, constrained, max_new_tokens=160, batch_size=48)
     right = [judge(checker, record, answer) for (record, _), answer in zip(half, answers)]
     found = {}
     for category in (*CATEGORIES, "all"):

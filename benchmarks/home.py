@@ -66,7 +66,7 @@ def three_examples(rows: list) -> list:
 
 def ask_model(test: list, train: list, config: dict) -> dict:  # name -> report
     "The answers in Transformers: before and after."
-    base, options = load_model(config["model"]), {"max_new_tokens": TOKENS, "batch_size": 16}
+    base, options = load_model(config["model"]), {"max_new_tokens": TOKENS, "batch_size": 72}
     before = transformers_predictor(*base, **options)
     shown = with_shots(before, three_examples(train))
     trained = load_model(str(Path(config["run"], "merged")))

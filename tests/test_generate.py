@@ -5,13 +5,12 @@ import json
 import random
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import trl
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.jsontext import dump_json
@@ -32,6 +31,7 @@ from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
 from toolcall_ft.tools.formats import parse_calls, stop_ids
 from toolcall_ft.tools.normalize import normalize_messages
+from toolcall_ft.train import shared
 
 ENGINES = ("xgrammar", "transformers-cfg")
 
@@ -250,20 +250,23 @@ def test_engines_leave_the_same_tokens_open(tokenizer):
                 assert one[tokenizer.eos_token_id] == grammar_accepts(grammar, so_far)
 
 
-def test_heads_that_share_keys_give_the_tokens_of_pytorchs_attention(tokenizer, monkeypatch):
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_a_shared_start_gives_the_tokens_of_pytorchs_attention(family, tokenizer, monkeypatch):
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads)).eval()
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **sizes, **heads)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     prompts = [tokenizer.encode(f"alike until here, {text}") for text in ("on", "x " * 9, "天气")]
     ours = batch.generate_batch(model, tokenizer, prompts, max_new_tokens=12)
     assert model.config._attn_implementation == "sdpa"
-    taken = []
-    monkeypatch.setattr(batch, "attend_grouped", lambda *given, **rest: taken.append(given))
-    with pytest.raises(TypeError):
-        batch.generate_batch(model, tokenizer, prompts, max_new_tokens=2)
-    assert taken, "our attention is the one that is asked"
-    monkeypatch.setattr(batch, "grouped_attention", nullcontext)
+    alone = [batch.generate_batch(model, tokenizer, [one], max_new_tokens=12) for one in prompts]
+    assert ours == [answers[0] for answers in alone]
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "attend", lambda *given, **rest: None)
+        with pytest.raises(TypeError):  # our attention is the one that is asked
+            batch.generate_batch(model, tokenizer, prompts, max_new_tokens=2)
+    monkeypatch.setattr(shared, "is_plain", lambda model: False)
     assert ours == batch.generate_batch(model, tokenizer, prompts, max_new_tokens=12)
 
 

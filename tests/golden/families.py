@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from toolcall_ft.base.files import replace_folder
-from toolcall_ft.export.convert import read_gguf
+from toolcall_ft.export.convert import LLAMA3_SPLIT, read_gguf
 from toolcall_ft.export.llamacpp import fetch_llama_source, find_llama_cpp, llama_cache
 from toolcall_ft.template.models import load_tokenizer
 
@@ -45,7 +45,6 @@ class Family:
     tokenizer: callable  # (folder of SOURCES, target): writes the tokenizer
     config: str  # Transformers' class
     settings: dict = field(default_factory=dict)  # of its architecture
-    cache: str = ""  # the name of its folder
 
 
 def sources() -> Path:
@@ -124,7 +123,14 @@ def llama3_tokenizer(models: Path, folder: Path) -> None:
     text = from_vocabulary(models, "llama-bpe")
     for old, new in LLAMA_NAMES.items():
         text = text.replace(json.dumps(old), json.dumps(new))
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    backend = json.loads(text)
+    words = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated"}
+    bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    steps = [{**words, "invert": False}, {**bytes_of, "use_regex": False}]
+    backend["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    backend["decoder"] = bytes_of
+    backend["model"]["ignore_merges"] = True
+    write_json(folder / "tokenizer.json", backend)
     pad = "<|finetune_right_pad_id|>"
     settle(folder, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token=pad)
 
@@ -208,9 +214,7 @@ FAMILIES = [
     Family("Qwen3.5", "qwen3.5", "qwen3_5_nothink", qwen35, "Qwen3_5TextConfig", LINEAR),
     Family("Qwen3.6", "qwen3.6", "qwen3_6", QWEN_TINY, "Qwen3_5TextConfig", LINEAR),
     Family("Qwen3.8", "qwen3.6", "qwen3_8", QWEN_TINY, "Qwen3_5TextConfig", LINEAR),
-    Family(
-        "Llama 3.2", "llama3", "llama3_2", llama3_tokenizer, "LlamaConfig", cache="llama3-random"
-    ),
+    Family("Llama 3.2", "llama3", "llama3_2", llama3_tokenizer, "LlamaConfig"),
     Family("LFM2", "lfm2", "lfm2_v2", LFM2, "Lfm2Config", CONV),
     Family("LFM2.5", "lfm2.5", "lfm2_2_5_v2", LFM2, "Lfm2Config", CONV),
     Family(
@@ -267,7 +271,7 @@ def template_text(family: Family, models: Path) -> str:
 def family_model(name: str) -> Path:
     "The folder of a family's model, made on first use."
     family = BY_NAME[name]
-    target = CACHE / (family.cache or f"family-{name.lower().replace(' ', '-')}")
+    target = CACHE / f"family-{name.lower().replace(' ', '-')}"
     if not target.exists():
         models = sources()
         with replace_folder(target) as temporary:

@@ -176,6 +176,18 @@ def template_of(
         return f"no. {error}"
     return "yes: merge writes it, and toolcall-ft parity compares every server with it"
 
+# %% ../../nbs/lib/cli/doctor.ipynb #c020a
+def day_of(
+    name: str,  # of a model
+) -> str:  # a sentence
+    "Does a chat template write today's date?"
+    from toolcall_ft.template.given import ASKED_DAY
+    from toolcall_ft.template.models import model_path, read_tokenizer
+
+    if ASKED_DAY.search(read_tokenizer(model_path(name)).chat_template):
+        return "the template asks for it; the trained model always says the day of its training"
+    return "the template does not write it"
+
 # %% ../../nbs/lib/cli/doctor.ipynb #c021
 READS = "no trouble is known; toolcall-ft parity compares"
 
@@ -195,6 +207,7 @@ def model_outlook(
         ("format of calls", form.name),
         ("two calls in a turn", several),
         ("thinking", thinking_of(tokenizer)),
+        ("today's date", day_of(name)),
         ("one template everywhere", template_of(tokenizer)),
         ("llama-server", notes.get("llama-server", READS)),
         ("Ollama", notes.get("Ollama", READS)),

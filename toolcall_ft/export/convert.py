@@ -20,6 +20,7 @@ from ..base.process import run_logged
 PRE_TOKENIZERS = {
     "qwen2": "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open".split(),
     "qwen35": ["qwen35"],
+    "llama-bpe": "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2".split(),
     "smollm": "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2".split(),
     "gpt-2": (
         "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert "
@@ -36,14 +37,25 @@ def pre_tokenizer_steps(
     return steps.get("pretokenizers", [steps])
 
 # %% ../../nbs/lib/export/convert.ipynb #c007
+# Llama 3's, as in Meta's `tokenizer.py` and Transformers' `TikTokenConverter`
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
 def pre_tokenizer_name(
     folder,  # a model folder
 ) -> str:  # what llama.cpp calls it; None for one that we do not know
-    "The name of a pre-tokenizer by what it does: Qwen2's, SmolLM's, or GPT-2's."
+    "The name of a pre-tokenizer by what it does: Qwen2's, Llama 3's, SmolLM's, or GPT-2's."
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
     from transformers.models.qwen3_5 import tokenization_qwen3_5 as qwen35
 
-    split = {PRETOKENIZE_REGEX: "qwen2", qwen35.PRETOKENIZE_REGEX: "qwen35"}
+    split = {
+        PRETOKENIZE_REGEX: "qwen2",
+        qwen35.PRETOKENIZE_REGEX: "qwen35",
+        LLAMA3_SPLIT: "llama-bpe",
+    }
     steps = pre_tokenizer_steps(folder)
     kinds = [step.get("type") for step in steps]
     patterns = [step["pattern"].get("Regex") for step in steps if step.get("type") == "Split"]

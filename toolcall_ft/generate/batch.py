@@ -6,13 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/lib/generate/batch.ipynb #c002
-from contextlib import contextmanager
 from os.path import commonprefix
 
 from .engines import choose_engine, compile_grammar
 from .model import pad_left
 from ..tools.formats import stop_ids
 from ..train.backend import can_repeat
+from ..train.shared import repeat_start, shared_attention
+
 
 # %% ../../nbs/lib/generate/batch.ipynb #c003
 GREEDY = {
@@ -23,55 +24,6 @@ GREEDY = {
     "top_p": None,
     "top_k": None,
 }
-
-
-def common_cache(
-    model,
-    ids,  # token ids, (rows, tokens)
-    start: int,  # so many tokens are the same in all rows
-):  # transformers.Cache
-    "The start that all prompts of a batch share, computed once."
-    read = model(input_ids=ids[:1, :start], use_cache=True, logits_to_keep=1)
-    cache = read.past_key_values
-    cache.batch_repeat_interleave(len(ids))
-    return cache
-
-# %% ../../nbs/lib/generate/batch.ipynb #c005
-def attend_grouped(module, query, key, value, mask, scaling=None, **options):
-    "Attention of Transformers' signature; for one new token it copies no keys for the heads that share them."
-    import torch
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    rows, heads, tokens, size = query.shape
-    if tokens > 1:
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
-    groups = query.reshape(rows, key.shape[1], -1, size)
-    scores = groups @ key.transpose(-1, -2) * scaling + (0 if mask is None else mask)
-    shares = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    return (shares @ value).reshape(rows, tokens, heads, size), None
-
-# %% ../../nbs/lib/generate/batch.ipynb #c006
-@contextmanager
-def grouped_attention(
-    model,  # of Transformers
-):
-    "Inside of the `with` a model on a processor whose heads share keys attends by `attend_grouped`."
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
-
-    config = model.config
-    heads = config.num_attention_heads
-    sharing = (getattr(config, "num_key_value_heads", None) or heads) < heads
-    if not sharing or model.device.type != "cpu" or config._attn_implementation != "sdpa":
-        yield
-        return
-    AttentionInterface.register("grouped", attend_grouped)
-    AttentionMaskInterface.register("grouped", eager_mask)
-    model.set_attn_implementation("grouped")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation("sdpa")
 
 # %% ../../nbs/lib/generate/batch.ipynb #c007
 def cut_at(
@@ -103,9 +55,11 @@ def generate_batch(
         start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
     padded = pad_left(prompts, ends[0], start)
     inputs = {name: tensor.to(model.device) for name, tensor in padded.items()}
-    with torch.inference_mode(), grouped_attention(model):
+    with torch.inference_mode(), shared_attention(model):
         if start:
-            inputs["past_key_values"] = common_cache(model, inputs["input_ids"], start)
+            first = inputs["input_ids"][:1, :start]
+            read = model(input_ids=first, use_cache=True, logits_to_keep=1)
+            inputs["past_key_values"] = repeat_start(model, read.past_key_values, len(prompts))
         output = model.generate(
             **inputs,
             **GREEDY,

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/lib/template/given.ipynb #c002
 import re
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def end_with_turns(
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     return tokenizer
 
+# %% ../../nbs/lib/template/given.ipynb #c012b
+ASKED_DAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+
+
+def fix_day(
+    template: str,  # a chat template
+) -> str:  # a chat template
+    "The template with today's date in place of the question for it."
+    today = datetime.now()
+    return ASKED_DAY.sub(lambda found: f'"{today.strftime(found[2])}"', template)
+
 # %% ../../nbs/lib/template/given.ipynb #c013
 def give_template(
     tokenizer,  # of Transformers; changed
@@ -69,7 +81,7 @@ def give_template(
 
     Raises `UserError` for a file that is missing, and for a template that does not fit the tokenizer.
     """
-    tokenizer.chat_template = read_text(template_file(template))
+    tokenizer.chat_template = fix_day(read_text(template_file(template)))
     try:
         need_marks(tokenizer)
         template_facts(tokenizer)

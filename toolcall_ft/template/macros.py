@@ -206,11 +206,13 @@ JSON_MACROS = """{%- macro portable_value(x, place) %}
         {{- portable_text(portable_value(x, place)) }}
     {%- endif %}
 {%- endmacro %}
-{%- macro portable_tool(tool) %}
+{%- macro portable_tool(tool, indent=0) %}
     {%- set text = tool | tojson %}
     {%- set lines = portable_written if cycler is defined else portable_tools %}
     {%- if text in lines %}
         {{- lines[text] }}
+    {%- elif indent %}
+        {{- portable_text(tool | tojson(indent=indent)) }}
     {%- else %}
         {{- portable_text(text) }}
     {%- endif %}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..base.errors import UserError, nearest
-from .given import give_template
+from .given import fix_day, give_template
 from .known import KNOWN_MODELS, need_known
 
 # %% ../../nbs/lib/template/models.ipynb #c005
@@ -132,12 +132,16 @@ def load_tokenizer(
     name: str,  # as in `model_path`
     template: str = None,  # another chat template than its own: qwen2.5, or a Jinja file
 ):  # a Transformers tokenizer with a chat template
-    "The tokenizer of the model `name`; `UserError` when it cannot be read, or has no chat template that fits"
+    """The tokenizer of the model `name`; a template that asks for the date gets today's, for good.
+
+    `UserError` when it cannot be read, or has no chat template that fits.
+    """
     path = model_path(name)
     tokenizer = read_tokenizer(path)
     if template:
         return give_template(tokenizer, template)
     if tokenizer.chat_template:
+        tokenizer.chat_template = fix_day(tokenizer.chat_template)
         return tokenizer
     raise UserError(
         f"{path}: the tokenizer has no chat template (chat_template.jinja is missing); "

@@ -39,12 +39,14 @@ def tool_lines(
     pairs: list,  # of (tool as a client sends it, schema that the model was trained on)
     pattern: re.Pattern,  # from `split_tokenizer`: what is broken in training
     forms: tuple,  # functions: what an engine makes of a tool, as text
+    indent: int = None,  # of the template's JSON; None: all in one line
 ) -> dict:  # {what an engine makes of a tool: the line of training}
     "The lines that engines would change; without those that two different tools, or a tool as it is, have in common"
     taken = {dump_json(tool) for _, tool in pairs}
     lines = {}
     for sent, tool in pairs:
-        line = dump_json(hide_control_tokens(tool, pattern)).replace(MARK, "")
+        broken = hide_control_tokens(tool, pattern)
+        line = json.dumps(broken, ensure_ascii=False, indent=indent).replace(MARK, "")
         for form in forms:
             lines.setdefault(form(sent), set()).add(line)
     certain = {made: min(found) for made, found in lines.items() if len(found) == 1}
@@ -158,14 +160,15 @@ def macros(
     pattern: re.Pattern,  # from `split_tokenizer`
     thinking: bool = None,  # as in `portable_template`
     kept: str = "",  # from `keeps_thoughts`
+    indent: int = None,  # from `tool_indent`
 ) -> str:  # Jinja source
     "What is put in front of the model's own template"
     mode = "" if thinking is None else f"{{%- set enable_thinking = {str(thinking).lower()} %}}\n"
     firsts = " or ".join(f"'{first}' in text" for first in sorted({token[0] for token in tokens}))
     tables = {
         "portable_tokens": {token: token[0] + BREAK + token[1:] for token in tokens},
-        "portable_tools": tool_lines(pairs, pattern, LLAMA_FORMS),
-        "portable_written": tool_lines(pairs, pattern, (dump_json,)),
+        "portable_tools": tool_lines(pairs, pattern, LLAMA_FORMS, indent),
+        "portable_written": tool_lines(pairs, pattern, (dump_json,), indent),
         "portable_fields": field_orders([tool for _, tool in pairs]),
     }
     return (
@@ -186,6 +189,7 @@ MESSAGE = (
     r"(?:\.(?:reasoning_)?content\b|\[(['\"])(?:reasoning_)?content\2\]|\.get\((['\"])content\3\))"
 )
 NAMED = r"tool_call(?:\.function)?\.name\b|(?:tool_call\[\"function\"\]|func)\[\"name\"\]"
+TOOL_JSON = r"(?<![\w.])(tool|t)\s*\|\s*tojson\b"
 ARGUMENT = r"args?_name(?=\s*\+)|args?_value(?=\s*(?:\+|\|\s*replace))"
 
 OUTSIDE = re.compile(  # `is`: a question, nothing is written
@@ -199,7 +203,8 @@ def portable_body(
 ) -> str:  # the same with calls of the macros
     "The template with every place known to write something from outside put into its macro"
     template = OUTSIDE.sub(r"portable_text(\1)", template)
-    template = re.sub(r"(?<![\w.])tool\s*\|\s*tojson\b", "portable_tool(tool)", template)
+    template = re.sub(rf"{TOOL_JSON}\(indent=(\d+)\)", r"portable_tool(\1, \2)", template)
+    template = re.sub(TOOL_JSON, r"portable_tool(\1)", template)
     template = re.sub(
         r"\b(tool_call(?:\.function)?)\.arguments\s*\|\s*tojson\b",
         r"portable_json(\1.arguments, \1.name)",
@@ -211,6 +216,14 @@ def portable_body(
     template = re.sub(r"\barg_value\s*\|\s*tojson\b", "portable_json(arg_value, '')", template)
     return re.sub(r"\b(args?_value)\s*\|\s*string\b", r"portable_string(\1)", template)
 
+# %% ../../nbs/lib/template/portable.ipynb #c017a
+def tool_indent(
+    template: str,  # a chat template
+) -> int:  # None: its JSON is one line
+    "By how many blanks a template indents the JSON of a tool, as Llama 3's does"
+    found = re.search(rf"{TOOL_JSON}\(indent=(\d+)\)", template)
+    return int(found[2]) if found else None
+
 # %% ../../nbs/lib/template/portable.ipynb #c018
 def own_template(
     template: str,  # a chat template, perhaps a portable one
@@ -219,6 +232,7 @@ def own_template(
     if not template.startswith(HEAD):
         return template
     body = template.partition(RULE)[2]
+    body = re.sub(r"portable_tool\((\w+), (\d+)\)", r"\1 | tojson(indent=\2)", body)
     body = re.sub(r"portable_(?:json|tool|argument)\(([^(),]*)[^()]*\)", r"\1 | tojson", body)
     body = re.sub(r"portable_string\(([^()]*)\)", r"\1 | string", body)
     return re.sub(r"portable_text\(((?:[^()]|\([^()]*\))*)\)", r"\1", body)
@@ -256,6 +270,7 @@ def filled_call(
 # %% ../../nbs/lib/template/portable.ipynb #c023
 def filled(
     texts: dict,  # field -> text; the other fields hold a harmless one
+    calls: int = 2,  # in a turn
 ) -> dict:  # an example
     "A conversation with a text from outside in every field there is"
     text = lambda field: texts.get(field, texts.get("all", "q"))
@@ -265,7 +280,7 @@ def filled(
         "role": "assistant",
         "content": "." + text("answer"),
         "reasoning_content": "." + text("thought"),
-        "tool_calls": [call, call],
+        "tool_calls": [call] * calls,
     }
     return {
         "tools": [filled_tool(text)],
@@ -273,8 +288,7 @@ def filled(
             {"role": "system", "content": "." + text("system message")},
             {"role": "user", "content": "." + text("question")},
             asking,
-            result,
-            result,
+            *[result] * calls,
             {"role": "assistant", "content": "." + text("answer")},
             {"role": "user", "content": text("question")},
         ],
@@ -299,6 +313,7 @@ FIELDS = (
 # %% ../../nbs/lib/template/portable.ipynb #c025
 def probes(
     tokens: list,  # control tokens
+    calls: int,  # in a turn: 2, or 1 for a template that refuses more
 ):  # an iterator of (field, example)
     """Conversations to try a template on.
 
@@ -306,12 +321,12 @@ def probes(
     without tools and system messages.
     """
     for field in FIELDS:
-        yield field, filled({field: "x" + ".".join(tokens) + "x"})
+        yield field, filled({field: "x" + ".".join(tokens) + "x"}, calls)
     for token in tokens:
         # a name of the owner's own does not end in half a token: XML templates write > behind it
         names = dict.fromkeys(("name of a call", "argument name"), "q")
-        yield "all fields", filled({"all": f"{token[1:]} {token[:-1]}", **names})
-    system, question, *others = filled({})["messages"]
+        yield "all fields", filled({"all": f"{token[1:]} {token[:-1]}", **names}, calls)
+    system, question, *others = filled({}, calls)["messages"]
     turns = [
         [question],
         [system, question],
@@ -372,6 +387,19 @@ class Proof:
         left = [token for token in self.tokens if found.count(token) > wanted.count(token)]
         return f"{', '.join(left[:5])} would stay real" if left else "another text would be written"
 
+# %% ../../nbs/lib/template/portable.ipynb #c027a
+def takes_calls(
+    tokenizer,  # with control tokens
+    template: str,  # a chat template
+    count: int,  # of calls in a turn
+) -> bool:
+    "Does a template write so many calls in one turn? Llama 3's takes one."
+    try:
+        written(filled({}, count), tokenizer, template, None)
+    except UserError:
+        return False
+    return True
+
 # %% ../../nbs/lib/template/portable.ipynb #c028
 NOT_PORTABLE = (
     "{}: this chat template cannot be made portable: {}. Known are the templates of Qwen2.5 and "
@@ -392,8 +420,8 @@ def prove_portable(
     "Raise `UserError` if the new template does not write what the own one writes, with control tokens broken"
     proof, name = Proof(tokenizer, own, new, tokens), tokenizer.name_or_path
     fixed = {} if thinking is None else {"thinking": thinking}
-    tried = set()
-    for field, example in probes(tokens):
+    tried, calls = set(), 2 if takes_calls(tokenizer, own, 2) else 1
+    for field, example in probes(tokens, calls):
         for options in ASKED:
             try:
                 wanted = proof.wanted(example, options | fixed)
@@ -456,7 +484,9 @@ def portable_template(
         )
     hide = split_tokenizer(tokenizer)["hide"]
     pairs = sent_tools(tools, written)
-    front = macros(tokens, pairs, hide, thinking, kept=keeps_thoughts(own))
+    front = macros(
+        tokens, pairs, hide, thinking, kept=keeps_thoughts(own), indent=tool_indent(own)
+    )
     new = front + portable_body(own)
     prove_portable(tokenizer, own, new, tokens, thinking=thinking)
     return new

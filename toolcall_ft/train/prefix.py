@@ -7,10 +7,11 @@ __all__ = []
 
 # %% ../../nbs/lib/train/prefix.ipynb #c002
 import random
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 from .backend import can_repeat
+from .shared import repeat_start, shared_attention
 
 # %% ../../nbs/lib/train/prefix.ipynb #c003
 def prefix_groups(
@@ -39,15 +40,22 @@ SCORES = 2e9  # bytes of attention scores that are kept for the way back, at mos
 KEPT = 6  # bytes of a score in bfloat16: its share, and the same in float32
 
 
+def scores_fit(
+    config,  # of a Transformers model
+    pairs: int,  # of tokens that look at each other, in one head
+) -> bool:
+    "Do the scores of all heads and layers fit into memory?"
+    return KEPT * pairs * config.num_attention_heads * config.num_hidden_layers < SCORES
+
+
 @contextmanager
 def plain_attention(
     config,  # of a Transformers model
-    pairs: int,  # of tokens that look at each other, in one head
+    pairs: int,  # as in `scores_fit`
 ):
     "Attention as matrix products inside of the `with`, where its scores fit into memory."
     before = config._attn_implementation
-    size = KEPT * pairs * config.num_attention_heads * config.num_hidden_layers
-    if before == "sdpa" and size < SCORES:
+    if before == "sdpa" and scores_fit(config, pairs):
         config._attn_implementation = "eager"
     try:
         yield
@@ -65,9 +73,10 @@ def hidden_states(
         return blocks(input_ids=ids, use_cache=False).last_hidden_state
     with plain_attention(blocks.config, prefix * prefix):
         cache = blocks(input_ids=ids[:1, :prefix], use_cache=True).past_key_values
-    cache.batch_repeat_interleave(len(ids))
     own = ids[:, prefix:]
-    with plain_attention(blocks.config, own.numel() * ids.shape[1]):
+    fits = scores_fit(blocks.config, own.numel() * ids.shape[1])
+    with shared_attention(blocks) if fits else nullcontext():
+        cache = repeat_start(blocks, cache, len(ids))
         return blocks(input_ids=own, past_key_values=cache, use_cache=True).last_hidden_state
 
 # %% ../../nbs/lib/train/prefix.ipynb #c010

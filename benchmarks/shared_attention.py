@@ -1,20 +1,20 @@
-"""Answers of a model whose heads share keys, on a processor: with our attention for one new token and with PyTorch's, turn by turn in one process.
+"""Answers to prompts that begin alike, on a processor: with one copy of their start and with a copy for each row, turn by turn in one process.
 
-python benchmarks/grouped_attention.py [MODEL]      # smollm2, if no other model is named
+python benchmarks/shared_attention.py [MODEL]      # smollm2, if no other model is named
 """
 
 import json
 import statistics
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 from toolcall_ft.base.files import read_jsonl, write_text
-from toolcall_ft.generate import batch
+from toolcall_ft.generate.batch import generate_batch
 from toolcall_ft.generate.model import load_model
 from toolcall_ft.generate.reading import request_prompt
 from toolcall_ft.tools.clean import clean_tools
+from toolcall_ft.train import shared
 from toolcall_ft.train.backend import machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +35,13 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "smollm2"
     model, tokenizer = load_model(name)
     prompts = home_prompts(tokenizer)
-    ways = {"ours": batch.grouped_attention, "PyTorch's": nullcontext}
+    ways = {"ours": shared.is_plain, "Transformers'": lambda model: False}
     seconds, answers = {way: [] for way in ways}, {}
     for _ in range(TURNS):
-        for way, attention in ways.items():
-            batch.grouped_attention = attention
+        for way, is_plain in ways.items():
+            shared.is_plain = is_plain
             start = time.perf_counter()
-            answers[way] = batch.generate_batch(model, tokenizer, prompts, max_new_tokens=TOKENS)
+            answers[way] = generate_batch(model, tokenizer, prompts, max_new_tokens=TOKENS)
             seconds[way].append(time.perf_counter() - start)
             print(f"{way}: {seconds[way][-1]:.1f} s", flush=True)
     ours, theirs = (statistics.median(each) for each in seconds.values())
@@ -51,7 +51,7 @@ def main() -> None:
     )
     facts = {"model": name, "machine": machine_name(), "rows": ROWS, "tokens": TOKENS}
     facts |= {"seconds": seconds, "same answers": same}
-    write_text(ROOT / "benchmarks/results/grouped_attention.json", json.dumps(facts, indent=1))
+    write_text(ROOT / "benchmarks/results/shared_attention.json", json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":
