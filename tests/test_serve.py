@@ -36,6 +36,7 @@ from toolcall_ft.serve.server import Server, check_port, free_port, wait_for_end
 from toolcall_ft.template.models import load_tokenizer, model_path
 from toolcall_ft.template.rows import encode_prompt
 from toolcall_ft.tools.clean import clean_tools
+from toolcall_ft.tools.formats import HERMES
 
 TOOLS, _ = clean_tools(
     [{"name": "get_weather", "description": "Weather", "parameters": {"city": {"type": "string"}}}]
@@ -303,8 +304,8 @@ def test_an_answer_that_was_broken_off_counts_for_nothing():
         ]
     )
     assert (
-        read_reply(reply, False)["unanswered"] == "lost"
-        and "Is the server still running?" in read_reply(reply, False)["errors"][0]
+        read_reply(reply)["unanswered"] == "lost"
+        and "Is the server still running?" in read_reply(reply)["errors"][0]
     )
 
 
@@ -391,7 +392,7 @@ def test_ids_are_answered_as_messages_are(server, tokenizer):
         {"messages": [{"role": "user", "content": "Weather in Oslo?"}], "tools": TOOLS},
     ]
     by_ids = ids_client(server.url, tokenizer, server.model, max_new_tokens=24)(requests)
-    by_text = openai_client(server.url, server.model, max_new_tokens=24, free=True)(requests)
+    by_text = openai_client(server.url, server.model, max_new_tokens=24, form=HERMES)(requests)
     assert [answer["content"] for answer in by_ids] == [
         answer["content"] for answer in by_text
     ] and all(sorted(answer) == sorted(by_text[0]) for answer in by_ids)

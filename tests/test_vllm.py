@@ -28,6 +28,7 @@ from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
+from toolcall_ft.tools.formats import HERMES
 from toolcall_ft.tools.normalize import normalize_messages
 from toolcall_ft.train.memorise import memorise_answers
 
@@ -384,7 +385,7 @@ def test_the_same_answers_as_transformers(server, model):
     requests = [request for request, _ in BY_HEART]
     here, there = (
         transformers_predictor(*load_model(str(model)))(requests),
-        openai_client(server.url, server.model, free=True, workers=4)(requests),
+        openai_client(server.url, server.model, form=HERMES, workers=4)(requests),
     )
     assert [(one["calls"], one["content"]) for one in there] == [
         (one["calls"], one["content"]) for one in here

@@ -16,7 +16,7 @@ from ..base.jsontext import dump_json, parse_json
 from ..data.rewrite import open_client
 from ..generate.reading import CUT_OFF
 from ..template.rows import encode_prompt
-from ..tools.formats import ToolFormat, parse_calls, tool_format
+from ..tools.formats import ToolFormat, tool_format
 from ..tools.normalize import normalize_messages
 from ..tools.wire import as_typed, drop_stops
 
@@ -83,14 +83,15 @@ def finish_errors(
 # %% ../../nbs/lib/serve/client.ipynb #c012
 def read_reply(
     reply,  # a chat completion from the `openai` client
-    parse_text: bool,  # take the calls out of the text ourselves
+    form: ToolFormat = None,  # read the calls out of the text by this format
+    tools: list = (),  # of the request
 ) -> dict:  # an answer, without its seconds
     "A server's reply as an answer; what was cut off by the limit of tokens is an error."
     choice = reply.choices[0]
     if choice.finish_reason == "abort":  # so says vLLM when it is stopped
         return server_error("the server broke off the answer. Is the server still running?", "lost")
-    if parse_text:
-        content, calls, errors = parse_calls(choice.message.content or "")
+    if form:
+        content, calls, errors = form.parse(choice.message.content or "", tools)
     else:
         content, calls, errors = read_message(choice.message)
     return {
@@ -105,18 +106,19 @@ def ask_server(
     client,  # of class `openai.OpenAI`
     request: dict,  # {"messages", "tools"}
     settings: dict,  # model, max_tokens and the like
+    form: ToolFormat = None,  # as in `openai_client`
 ) -> dict:  # an answer
     "Put one request to a server. What goes wrong is in the answer's `errors`; nothing is raised."
     import openai
 
     messages = wire_messages(request)
     tools = {"tools": request["tools"], "parallel_tool_calls": True} if request.get("tools") else {}
-    if not tools:
-        settings = {k: v for k, v in settings.items() if k != "tool_choice"}
+    if tools and form:
+        tools["tool_choice"] = "none"
     start = time.perf_counter()
     try:
         reply = client.chat.completions.create(messages=messages, **tools, **settings)
-        answer = read_reply(reply, settings.get("tool_choice") == "none")
+        answer = read_reply(reply, form, request.get("tools") or ())
     except openai.APIConnectionError as error:
         answer = server_error(
             f"no answer from {client.base_url}: {error.__cause__ or error}. Is the server still running?",
@@ -145,7 +147,7 @@ def openai_client(
     url: str,  # of llama-server, Ollama, vLLM, or any other server with OpenAI's protocol
     model: str = "",  # the name that the server knows it by; llama-server does not mind
     max_new_tokens: int = 160,  # of each answer
-    free: bool = False,  # let the model write as it likes, and take the calls out of its text ourselves
+    form: ToolFormat = None,  # let the model write as it likes, and read its text by this format
     workers: int = 1,  # requests in flight at the same time: the server's slots
     timeout: float = 300,  # seconds for one answer
 ):  # a function from a list of requests to a list of answers
@@ -153,18 +155,13 @@ def openai_client(
     from concurrent.futures import ThreadPoolExecutor
 
     client = open_client(url, None, timeout, 0)
-    settings = {
-        "model": model or "default",
-        "temperature": 0,
-        "max_tokens": max_new_tokens,
-        **({"tool_choice": "none"} if free else {}),
-    }
+    settings = {"model": model or "default", "temperature": 0, "max_tokens": max_new_tokens}
 
     def answer(requests: list) -> list:
         with ThreadPoolExecutor(workers) as pool:
             return list(
                 tqdm(
-                    pool.map(lambda request: ask_server(client, request, settings), requests),
+                    pool.map(lambda request: ask_server(client, request, settings, form), requests),
                     total=len(requests),
                     unit="request",
                     leave=False,
