@@ -1,6 +1,8 @@
 """Llama 3.x all the way: its real vocabulary and chat template, and a small random model of its architecture that has memorised a few answers."""
 
 import json
+import shutil
+from datetime import datetime
 
 import pytest
 from golden.families import llama3
@@ -15,6 +17,7 @@ from toolcall_ft.generate.model import load_model
 from toolcall_ft.serve.client import ids_client, openai_client
 from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import load_tokenizer
+from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_example, encode_prompt
 from toolcall_ft.tools.check import check_call
 from toolcall_ft.tools.clean import clean_tools
@@ -63,6 +66,7 @@ def example(question, call, *more):
 EXAMPLES = [example(question, call) for question, call in CALLS.items()]
 RESULT = {"role": "tool", "name": "find_person", "content": '{"desk": 12}'}
 WORDS = {"role": "assistant", "content": "At desk 12."}
+USER = {"role": "user", "content": "Thank you."}
 
 
 @pytest.fixture(scope="module")
@@ -163,15 +167,28 @@ def test_it_answers_in_transformers(memorised, constrained):
     assert report["exact"] == 1 and report["n"] == len(EXAMPLES)
 
 
-def test_llama_server_fills_tool_calls(memorised, tokenizer, tmp_path):
-    gguf = export_gguf(memorised, tmp_path, ["F16"])["F16"]
+def test_a_trained_model_says_the_day_of_its_training(tokenizer):
+    "Its template asks for the date; asked on another day it would be another prompt."
+    assert "strftime_now(" in (llama3() / "chat_template.jinja").read_text(encoding="utf-8")
+    assert "strftime_now(" not in tokenizer.chat_template
+    prompt = tokenizer.decode(encode_prompt(EXAMPLES[0], tokenizer))
+    assert f"Today Date: {datetime.now():%d %b %Y}" in prompt
+
+
+def test_llama_server_fills_tool_calls(memorised, tmp_path):
+    "Its template, made portable, writes the prompts of training, also behind earlier answers."
+    folder = shutil.copytree(memorised, tmp_path / "model")
+    make_portable(folder, TOOLS)
+    tokenizer = load_tokenizer(str(folder))
+    gguf = export_gguf(folder, tmp_path, ["F16"])["F16"]
     requests = [request for request, _ in to_requests(EXAMPLES)]
+    later = example("Where is 李伟?", CALLS["Where is 李伟?"], RESULT, WORDS, USER)
     with LlamaServer(gguf) as server:
         for answer, call in zip(openai_client(server.url)(requests), CALLS.values()):
             assert (answer["calls"], answer["content"], answer["errors"]) == ([call], "", [])
         for answer, call in zip(ids_client(server.url, tokenizer)(requests), CALLS.values()):
             assert (answer["calls"], answer["errors"]) == ([call], [])
-        for request in requests:
+        for request in [*requests, later]:
             assert server.prompt_ids(request) == list(encode_prompt(request, tokenizer)), (
                 json.dumps(request, ensure_ascii=False)
             )

@@ -47,7 +47,7 @@ def scores_fit(
     "Do the scores of all heads and layers fit into memory?"
     return KEPT * pairs * config.num_attention_heads * config.num_hidden_layers < SCORES
 
-
+# %% ../../nbs/lib/train/prefix.ipynb #c008a
 @contextmanager
 def plain_attention(
     config,  # of a Transformers model

@@ -38,7 +38,7 @@ def looks(
     scores = groups.transpose(0, 1).flatten(1, 3) @ keys.transpose(-1, -2)
     return scores.unflatten(1, (rows, *inner)).transpose(0, 1)
 
-
+# %% ../../nbs/lib/train/shared.ipynb #c004a
 def attend(module, query, key, value, mask, scaling=None, **options):
     "Attention of Transformers' signature to a shared start and to a row's own tokens."
     import torch
@@ -70,7 +70,7 @@ def is_plain(
     plain = set(kinds) <= {"full_attention"} and config._attn_implementation == "sdpa"
     return plain and model.device.type == "cpu"
 
-
+# %% ../../nbs/lib/train/shared.ipynb #c006a
 @contextmanager
 def shared_attention(
     model,  # of Transformers
