@@ -16,6 +16,7 @@ from toolcall_ft.serve.llama import LlamaServer
 from toolcall_ft.template.models import model_path
 from toolcall_ft.template.portable import make_portable
 from toolcall_ft.tools.clean import clean_tools
+from toolcall_ft.tools.formats import HERMES
 from toolcall_ft.train.backend import machine_name
 from toolcall_ft.train.lora import train_lora
 from toolcall_ft.train.merge import merge_adapter
@@ -107,9 +108,9 @@ def measure(examples: list, folder: Path) -> dict:
     ]
     found = {"n": len(asked)}
     with LlamaServer(gguf) as server:
-        for name, free in (("tool_choice none", True), ("tool_choice auto", False)):
+        for name, form in (("tool_choice none", HERMES), ("tool_choice auto", None)):
             kept = []
-            predictor = openai_client(server.url, server.model, free=free)
+            predictor = openai_client(server.url, server.model, form=form)
             report = evaluate(asked, lambda requests: kept.extend(predictor(requests)) or kept)
             given = [
                 call["arguments"].get("customer", {}) for answer in kept for call in answer["calls"]
