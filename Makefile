@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 PIP_OPTIONS ?=
 BIN = .venv/bin
 STAMP = .venv/.installed
+# notebooks whose kernels need not import PyTorch and Transformers: tests/warm_kernel.py
+WARM = $(if $(filter Linux,$(shell uname)),--nbmake-kernel=warm)
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export UNSLOTH_DISABLE_STATISTICS = 1
@@ -28,7 +30,7 @@ demo-real: setup ollama
 
 # the lessons run in tests/test_lessons.py, each alone in an empty folder against the wheel, the quickstart in a clean Python 3.12 (tests/test_clean.py); all other notebooks run where they are
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 --nbmake-kernel=warm tests nbs/lib nbs/deep nbs/glossary.ipynb nbs/index.ipynb
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 $(WARM) tests nbs/lib nbs/deep nbs/glossary.ipynb nbs/index.ipynb
 
 # the package and the light tests on every Python that is here: 3.11, 3.12, 3.13
 test-pythons:

@@ -2,7 +2,7 @@
 
 pytest --nbmake --nbmake-kernel=warm nbs/lib     # conftest.py starts that process and tells Jupyter of it
 
-Not for what Windows or macOS runs: there is no safe fork.
+On Linux only: elsewhere there is no safe fork, and `make test` takes usual kernels.
 """
 
 import atexit
