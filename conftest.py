@@ -30,7 +30,8 @@ def pytest_configure(config):
     "Ctrl-C works also in what a shell runs in the background. Of several workers each has cores of its own: servers take all that they see, wait busily, and would stand in each other's way."
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
-    if not worker and config.getoption("nbmake_kernel", None) == "warm":
+    config.warm = config.getoption("nbmake_kernel", None) == "warm"
+    if config.warm and not worker:
         os.environ["JUPYTER_PATH"] = RUNS.name  # the workers inherit it
         config.add_cleanup(start_server(Path(RUNS.name)).kill)
     if not worker or not hasattr(os, "sched_setaffinity"):
@@ -49,6 +50,8 @@ def pytest_runtest_setup(item):
     "A notebook in a test starts from nothing, as for somebody who opens it first: its runs are in a folder of its own."
     if item.path.suffix == ".ipynb":
         os.environ["TOOLCALL_FT_RUNS"] = tempfile.mkdtemp(dir=RUNS.name, prefix=item.path.stem)
+        if item.config.warm:  # the sources of modules only: what is read runs as its readers run it
+            item.config.option.nbmake_kernel = "warm" if "lib" in item.path.parts else None
 
 
 @pytest.fixture(scope="session")
