@@ -51,7 +51,8 @@ def pytest_runtest_setup(item):
     if item.path.suffix == ".ipynb":
         os.environ["TOOLCALL_FT_RUNS"] = tempfile.mkdtemp(dir=RUNS.name, prefix=item.path.stem)
         if item.config.warm:  # the sources of modules only: what is read runs as its readers run it
-            item.config.option.nbmake_kernel = "warm" if "lib" in item.path.parts else None
+            module = item.config.rootpath / "nbs" / "lib" in item.path.parents
+            item.config.option.nbmake_kernel = "warm" if module else None
 
 
 @pytest.fixture(scope="session")

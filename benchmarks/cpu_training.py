@@ -1,8 +1,9 @@
-"""LoRA on a processor: the same rows, model and adapter through our trainer and through TRL's own, turn by turn in one process.
+"""LoRA on a processor: the same rows, model and adapter through our trainer and through TRL's, turn by turn in one process.
 
 python benchmarks/cpu_training.py [MODEL]       # smollm2, if no other model is named
 
 Useful tokens are those of the rows, without padding. TRL's trainer runs in our number format and in its default, float32.
+TRL 1.15 computes its loss by a kernel for a GPU ("0 active drivers" without one), so it has Transformers' loss here.
 """
 
 import json
@@ -56,9 +57,13 @@ def ours(model: str, dataset, folder: Path) -> float:
 
 
 def theirs(model: str, dataset, folder: Path, form: str) -> float:
-    "One epoch through TRL's SFTTrainer, in its own order of rows."
+    "One epoch through TRL's SFTTrainer with Transformers' loss, in its own order of rows."
     import torch
+    from transformers import Trainer
     from trl import SFTConfig, SFTTrainer
+
+    class OnProcessor(SFTTrainer):
+        compute_loss = Trainer.compute_loss
 
     settings = SFTConfig(
         output_dir=str(folder),
@@ -76,7 +81,7 @@ def theirs(model: str, dataset, folder: Path, form: str) -> float:
     )
     adapted = load_peft(model).to(getattr(torch, form))
     tokenizer = load_tokenizer(model)
-    return timed(SFTTrainer(adapted, settings, train_dataset=dataset, processing_class=tokenizer))
+    return timed(OnProcessor(adapted, settings, train_dataset=dataset, processing_class=tokenizer))
 
 
 def main() -> None:

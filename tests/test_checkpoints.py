@@ -145,7 +145,7 @@ def test_vllm_serves_four_bits(made):
             pytest.fail("vLLM is not here, and on CI it must be. Run: make vllm")
         pytest.skip("vLLM is not here. To run this test: make vllm")
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
-        pytest.skip("vLLM has no product for four bits on a processor without AVX-512, as this one")
+        pytest.skip("vLLM's kernel for four bits needs AVX-512, which this processor does not have")
     folder, _ = made["AWQ"]
     with VllmServer(folder) as server:
         tokenizer = load_tokenizer(str(folder))

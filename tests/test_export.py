@@ -1,5 +1,6 @@
 """llama.cpp found, built once, and what it writes checked. Everything here runs llama.cpp itself."""
 
+import inspect
 import json
 import os
 import resource
@@ -16,13 +17,20 @@ from pathlib import Path
 
 import pytest
 from golden.qwen_tokenizer import CACHE, qwen_tokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import temporary_folder
 from toolcall_ft.base.http import fetch_json
 from toolcall_ft.data.examples import read_examples
 from toolcall_ft.export.adapter import export_adapter
-from toolcall_ft.export.convert import check_gguf, pre_tokenizer_name, read_gguf, rename_lookalikes
+from toolcall_ft.export.convert import (
+    LLAMA3_SPLIT,
+    check_gguf,
+    pre_tokenizer_name,
+    read_gguf,
+    rename_lookalikes,
+)
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.imatrix import calibration_text, make_imatrix
 from toolcall_ft.export.llamacpp import (
@@ -305,6 +313,11 @@ def test_a_gguf_cut_short_is_noticed(exported, llama, tmp_path):
         (tmp_path / "cut.gguf").write_bytes(exported["Q8_0"].read_bytes()[:length])
         with pytest.raises(UserError, match="damaged"):
             read_gguf(tmp_path / "cut.gguf", llama)
+
+
+def test_llama_3s_rule_for_cutting_text_is_that_of_transformers():
+    usual = inspect.signature(TikTokenConverter).parameters["pattern"].default
+    assert LLAMA3_SPLIT == usual
 
 
 def test_another_pre_tokenizer_is_refused(tmp_path):

@@ -250,24 +250,42 @@ def test_engines_leave_the_same_tokens_open(tokenizer):
                 assert one[tokenizer.eos_token_id] == grammar_accepts(grammar, so_far)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
-def test_a_shared_start_gives_the_tokens_of_pytorchs_attention(family, tokenizer, monkeypatch):
+def random_model(family, tokenizer, **settings):
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **sizes, **heads)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    settings |= {"vocab_size": len(tokenizer), **sizes, **heads}
+    config = getattr(transformers, f"{family}Config")(**settings)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def answers_alike(model, tokenizer):
+    "Tokens of prompts that begin alike, together and each alone."
     prompts = [tokenizer.encode(f"alike until here, {text}") for text in ("on", "x " * 9, "天气")]
-    ours = batch.generate_batch(model, tokenizer, prompts, max_new_tokens=12)
-    assert model.config._attn_implementation == "sdpa"
-    alone = [batch.generate_batch(model, tokenizer, [one], max_new_tokens=12) for one in prompts]
-    assert ours == [answers[0] for answers in alone]
+    asked = {"model": model, "tokenizer": tokenizer, "max_new_tokens": 12}
+    alone = [batch.generate_batch(prompts=[prompt], **asked)[0] for prompt in prompts]
+    return batch.generate_batch(prompts=prompts, **asked), alone
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_a_shared_start_gives_the_tokens_of_pytorchs_attention(family, tokenizer, monkeypatch):
+    model = random_model(family, tokenizer)
+    together, alone = answers_alike(model, tokenizer)
+    assert together == alone and model.config._attn_implementation == "sdpa"
     with monkeypatch.context() as patch:
         patch.setattr(shared, "attend", lambda *given, **rest: None)
         with pytest.raises(TypeError):  # our attention is the one that is asked
-            batch.generate_batch(model, tokenizer, prompts, max_new_tokens=2)
+            answers_alike(model, tokenizer)
     monkeypatch.setattr(shared, "is_plain", lambda model: False)
-    assert ours == batch.generate_batch(model, tokenizer, prompts, max_new_tokens=12)
+    assert answers_alike(model, tokenizer) == (together, alone)
+
+
+def test_a_window_is_not_filled_with_padding(tokenizer):
+    "Padding behind a shared start would count as tokens that a window shows."
+    together, alone = answers_alike(
+        random_model("Mistral", tokenizer, sliding_window=6), tokenizer
+    )
+    assert together == alone
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -181,11 +181,12 @@ def day_of(
     name: str,  # of a model
 ) -> str:  # a sentence
     "Does a chat template write today's date?"
-    from toolcall_ft.template.given import ASKED_DAY
+    from toolcall_ft.template.given import DAY, fix_day
     from toolcall_ft.template.models import model_path, read_tokenizer
 
-    if ASKED_DAY.search(str(read_tokenizer(model_path(name)).chat_template)):
-        return "the template asks for it; the trained model always says the day of its training"
+    template = read_tokenizer(model_path(name)).chat_template
+    if fix_day(template) != template:
+        return f"the template wants it; every prompt says {DAY:%d %B %Y}, as in training"
     return "the template does not write it"
 
 # %% ../../nbs/lib/cli/doctor.ipynb #c021

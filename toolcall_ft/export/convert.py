@@ -20,7 +20,9 @@ from ..base.process import run_logged
 PRE_TOKENIZERS = {
     "qwen2": "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open".split(),
     "qwen35": ["qwen35"],
-    "llama-bpe": "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2".split(),
+    "llama-bpe": (
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"
+    ).split(),
     "smollm": "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2".split(),
     "gpt-2": (
         "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert "

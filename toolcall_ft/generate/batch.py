@@ -11,8 +11,7 @@ from os.path import commonprefix
 from .engines import choose_engine, compile_grammar
 from .model import pad_left
 from ..tools.formats import stop_ids
-from ..train.backend import can_repeat
-from ..train.shared import repeat_start, shared_attention
+from ..train.shared import repeat_start, sees_all, shared_attention
 
 
 # %% ../../nbs/lib/generate/batch.ipynb #c003
@@ -51,7 +50,7 @@ def generate_batch(
         processors = [compile_grammar(grammar, tokenizer, choose_engine(engine), vocab_size)()]
     ends = stop_ids(tokenizer)
     start = 0
-    if len(prompts) > 1 and can_repeat(model.config):
+    if len(prompts) > 1 and sees_all(model.config):  # padding behind a start would fill a window
         start = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
     padded = pad_left(prompts, ends[0], start)
     inputs = {name: tensor.to(model.device) for name, tensor in padded.items()}

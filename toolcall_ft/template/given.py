@@ -63,16 +63,19 @@ def end_with_turns(
 
 # %% ../../nbs/lib/template/given.ipynb #c012b
 ASKED_DAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+DAY = datetime(2024, 7, 26)
+GIVEN_DAY = f'{{#- the day of training -#}}{{%- set date_string = "{DAY:%d %b %Y}" %}}'
 
 
 def fix_day(
     template,  # a chat template, or several by name
 ):  # the same
-    "The template with today's date in place of the question for it."
+    "The template with one certain date, whether it asks for today's or llama.cpp hands it in as `date_string`."
     if isinstance(template, dict):
         return {name: fix_day(text) for name, text in template.items()}
-    today = datetime.now()
-    return ASKED_DAY.sub(lambda found: f'"{today.strftime(found[2])}"', template)
+    fixed = ASKED_DAY.sub(lambda found: f'"{DAY.strftime(found[2])}"', template)
+    handed_in = "date_string" in fixed and GIVEN_DAY not in fixed
+    return GIVEN_DAY + fixed if handed_in else fixed
 
 # %% ../../nbs/lib/template/given.ipynb #c013
 def give_template(

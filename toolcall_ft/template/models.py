@@ -132,7 +132,7 @@ def load_tokenizer(
     name: str,  # as in `model_path`
     template: str = None,  # another chat template than its own: qwen2.5, or a Jinja file
 ):  # a Transformers tokenizer with a chat template
-    """The tokenizer of the model `name`; a template that asks for the date gets today's, for good.
+    """The tokenizer of the model `name`; a template that asks for today's date gets `fix_day`'s.
 
     `UserError` when it cannot be read, or has no chat template that fits.
     """

@@ -313,7 +313,7 @@ FIELDS = (
 # %% ../../nbs/lib/template/portable.ipynb #c025
 def probes(
     tokens: list,  # control tokens
-    calls: int,  # in a turn: 2, or 1 for a template that refuses more
+    calls: int,  # in a turn, from `most_calls`
 ):  # an iterator of (field, example)
     """Conversations to try a template on.
 
@@ -388,17 +388,16 @@ class Proof:
         return f"{', '.join(left[:5])} would stay real" if left else "another text would be written"
 
 # %% ../../nbs/lib/template/portable.ipynb #c027a
-def takes_calls(
+def most_calls(
     tokenizer,  # with control tokens
     template: str,  # a chat template
-    count: int,  # of calls in a turn
-) -> bool:
-    "Does a template write so many calls in one turn? Llama 3's takes one."
+) -> int:  # of calls in a turn
+    "How many calls a probe may have: two, or one for a template that refuses more, as Llama 3's does"
     try:
-        written(filled({}, count), tokenizer, template, None)
+        written(filled({}), tokenizer, template, None)
     except UserError:
-        return False
-    return True
+        return 1
+    return 2
 
 # %% ../../nbs/lib/template/portable.ipynb #c028
 NOT_PORTABLE = (
@@ -420,8 +419,8 @@ def prove_portable(
     "Raise `UserError` if the new template does not write what the own one writes, with control tokens broken"
     proof, name = Proof(tokenizer, own, new, tokens), tokenizer.name_or_path
     fixed = {} if thinking is None else {"thinking": thinking}
-    tried, calls = set(), 2 if takes_calls(tokenizer, own, 2) else 1
-    for field, example in probes(tokens, calls):
+    tried = set()
+    for field, example in probes(tokens, most_calls(tokenizer, own)):
         # halves of tokens meet the template's text within a turn, whatever is asked for behind it
         for options in ASKED[:1] if field == "all fields" else ASKED:
             try:

@@ -74,8 +74,9 @@ def hidden_states(
     with plain_attention(blocks.config, prefix * prefix):
         cache = blocks(input_ids=ids[:1, :prefix], use_cache=True).past_key_values
     own = ids[:, prefix:]
-    fits = scores_fit(blocks.config, own.numel() * ids.shape[1])
-    with shared_attention(blocks) if fits else nullcontext():
+    pairs = own.numel() * ids.shape[1]
+    sharing = shared_attention(blocks) if scores_fit(blocks.config, pairs) else nullcontext()
+    with sharing, plain_attention(blocks.config, pairs):
         cache = repeat_start(blocks, cache, len(ids))
         return blocks(input_ids=own, past_key_values=cache, use_cache=True).last_hidden_state
 

@@ -29,14 +29,14 @@ def own_layer(
     return OwnLayer()
 
 # %% ../../nbs/lib/train/shared.ipynb #c005
-def looks(
-    groups,  # queries, (rows, key heads, heads of each, tokens, size)
-    keys,  # of the start, (key heads, tokens, size)
-):  # scores, (rows, key heads, heads of each, tokens, tokens of the start)
-    "All rows look at the one start in a single product."
-    rows, _, *inner, _ = groups.shape
-    scores = groups.transpose(0, 1).flatten(1, 3) @ keys.transpose(-1, -2)
-    return scores.unflatten(1, (rows, *inner)).transpose(0, 1)
+def times_start(
+    rows,  # (rows, key heads, heads of each, tokens, n)
+    start,  # of all rows: (key heads, n, m)
+):  # (rows, key heads, heads of each, tokens, m)
+    "What all rows multiply with the one start, in a single product."
+    count, _, *inner, _ = rows.shape
+    product = rows.transpose(0, 1).flatten(1, 3) @ start
+    return product.unflatten(1, (count, *inner)).transpose(0, 1)
 
 # %% ../../nbs/lib/train/shared.ipynb #c004a
 def attend(module, query, key, value, mask, scaling=None, **options):
@@ -44,31 +44,39 @@ def attend(module, query, key, value, mask, scaling=None, **options):
     import torch
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    start, tokens = getattr(key, "start", None), query.shape[2]
-    if start is None and tokens > 1:
+    start = getattr(key, "start", None)
+    if start is None and query.shape[2] > 1:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
+    behind = 0 if start is None else start[0].shape[1]  # so many tokens
     # heads that share keys stand together, so that no key is copied for them
     groups = query.unflatten(1, (key.shape[1], -1)) * scaling
     scores = groups @ key[:, :, None].transpose(-1, -2)
     if mask is not None:
-        scores = scores + mask[:, :, None, :, -key.shape[2] :]
-    if start is not None:
-        scores = torch.cat([looks(groups, start[0]), scores], -1)
+        hidden = ~mask[:, :, None, :, behind:]  # the whole start is seen by all
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    if behind:
+        scores = torch.cat([times_start(groups, start[0].transpose(-1, -2)), scores], -1)
     shares = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    found = shares[..., -key.shape[2] :] @ value[:, :, None]
-    if start is not None:
-        found = found + looks(shares[..., : -key.shape[2]], start[1].transpose(-1, -2))
+    found = shares[..., behind:] @ value[:, :, None]
+    if behind:
+        found = found + times_start(shares[..., :behind], start[1])
     return found.flatten(1, 2).transpose(1, 2), None
+
+# %% ../../nbs/lib/train/shared.ipynb #c005a
+def sees_all(
+    config,  # of a Transformers model
+) -> bool:
+    "Does every layer look at all tokens? None has a window, or a state in place of keys."
+    kinds = getattr(config, "layer_types", None) or ()
+    return set(kinds) <= {"full_attention"} and not getattr(config, "sliding_window", None)
 
 # %% ../../nbs/lib/train/shared.ipynb #c006
 def is_plain(
     model,  # of Transformers
 ) -> bool:
-    "Is every layer full attention on a processor? Elsewhere PyTorch's own is better."
-    config = model.config
-    kinds = getattr(config, "layer_types", None) or ()
-    plain = set(kinds) <= {"full_attention"} and config._attn_implementation == "sdpa"
-    return plain and model.device.type == "cpu"
+    "Do all layers look at all tokens, by PyTorch's attention, on a processor?"
+    usual = model.config._attn_implementation == "sdpa" and model.device.type == "cpu"
+    return usual and sees_all(model.config)
 
 # %% ../../nbs/lib/train/shared.ipynb #c006a
 @contextmanager
@@ -77,13 +85,13 @@ def shared_attention(
 ):
     "Inside of the `with` a plain model attends by `attend`."
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
+    from transformers.masking_utils import sdpa_mask
 
     if not is_plain(model):
         yield
         return
     AttentionInterface.register("shared", attend)
-    AttentionMaskInterface.register("shared", eager_mask)
+    AttentionMaskInterface.register("shared", sdpa_mask)
     model.set_attn_implementation("shared")
     try:
         yield
@@ -93,7 +101,7 @@ def shared_attention(
 # %% ../../nbs/lib/train/shared.ipynb #c007
 def repeat_start(
     model,  # of Transformers
-    cache,  # of one row; changed, unless the model is in `shared_attention`
+    cache,  # of one row; may be changed
     rows: int,  # that begin so
 ):  # transformers.Cache
     "The cache of a start for many rows: one copy in `shared_attention`, otherwise one for each."
