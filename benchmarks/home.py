@@ -30,6 +30,7 @@ CONFIG = ROOT / "examples/home/config.yaml"
 TOKENS = 96  # of an answer; the longest right one has 84
 SHOTS = 3
 SLOTS = 4  # requests in flight at the same time
+PEAK = "gigabytes at most so far"  # of a stage and all before it
 
 
 def run_stage(name: str) -> dict:  # {"seconds", "gigabytes"}
@@ -40,7 +41,7 @@ def run_stage(name: str) -> dict:  # {"seconds", "gigabytes"}
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     return {
         "seconds": round(time.perf_counter() - start),
-        "gigabytes at most so far": round(peak, 1),
+        PEAK: round(peak, 1),
     }
 
 
@@ -98,8 +99,9 @@ def home_table(facts: dict) -> str:
     "The figures of a run as Markdown."
     table = report_table(facts["reports"]).partition("\n\n")[0]
     seconds = ", ".join(f"{name} {each['seconds']} s" for name, each in facts["stages"].items())
-    said = f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}."
-    said = f"{said} {facts.get('note', '')}".strip()
+    memory = max(each[PEAK] for each in facts["stages"].values())
+    said = f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}: {seconds}"
+    said = f"{said}; {facts['seconds'] / 60:.0f} minutes in all, {memory} GB at most in a stage."
     return f"{table}\n\n{said} Made by `python benchmarks/home.py`."
 
 

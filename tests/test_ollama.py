@@ -682,7 +682,8 @@ def test_an_ollama_killed_in_mid_request_leaves_nothing_behind(ollama, gguf):
             ]
         )
         assert "Is the server still running?" in answers[-1]["errors"][0]
-    assert group(server) == {} and not server.folder.exists()
+    until(lambda: group(server) == {})  # what was killed needs a moment
+    assert not server.folder.exists()
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])

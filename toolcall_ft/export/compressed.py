@@ -23,6 +23,7 @@ from ..evaluate.report import show_rate
 from ..generate.model import load_model
 from ..template.models import load_tokenizer, load_weights, model_path
 from ..template.rows import encode_rows
+from ..train.backend import compute_type
 from ..train.merge import PROBE
 from ..base.table import markdown_table
 
@@ -118,6 +119,7 @@ def compress(
     recipe = scheme_recipe(scheme)
     samples = {} if scheme == "FP8" else sample_options(rows)
     oneshot(model=model, recipe=recipe, **samples)
+    model.bfloat16()  # as published models are; vLLM's kernel for four bits knows no other type
     model.save_pretrained(folder, save_compressed=True)
 
 # %% ../../nbs/lib/export/compressed.ipynb #c012
@@ -206,7 +208,7 @@ def compress_model(
     source = check_wishes(model, scheme, examples)
     start = time.perf_counter()
     rows = encode_rows(examples or PROBE, load_tokenizer(source))
-    network = load_weights(source, "bfloat16")
+    network = load_weights(source, compute_type())
     before = next_tokens(network, rows[:32])
     with replace_folder(output) as folder:
         with quiet_compressor():
