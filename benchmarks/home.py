@@ -33,7 +33,7 @@ SLOTS = 4  # requests in flight at the same time
 PEAK = "gigabytes at most so far"  # of a stage and all before it
 
 
-def run_stage(name: str) -> dict:  # {"seconds", "gigabytes"}
+def run_stage(name: str) -> dict:  # {"seconds", PEAK}
     "One command of the chain, in a process of its own."
     start = time.perf_counter()
     command = [str(Path(sys.executable).with_name("toolcall-ft")), name, "--config", str(CONFIG)]

@@ -208,7 +208,8 @@ def compress_model(
     source = check_wishes(model, scheme, examples)
     start = time.perf_counter()
     rows = encode_rows(examples or PROBE, load_tokenizer(source))
-    network = load_weights(source, compute_type())
+    native = compute_type() == "bfloat16"  # where it is not, the samples would take several times longer
+    network = load_weights(source, "bfloat16" if native else "float32")
     before = next_tokens(network, rows[:32])
     with replace_folder(output) as folder:
         with quiet_compressor():

@@ -18,7 +18,6 @@ from .conversations import make_conversations
 from .invent import general_tools
 from .model import copy_batch, new_model
 from .tokenizer import train_tokenizer
-from ..train.backend import compute_type
 from ..train.prefix import hidden_states, shared_prefix
 
 # %% ../../nbs/lib/tiny/train.ipynb #c005
@@ -90,13 +89,12 @@ def summed_loss(
     model,  # in training
     batch: dict,  # tensors
 ) -> tuple:  # (sum of the losses, number of trained tokens)
-    "Cross entropy, in bfloat16 where it does no harm; logits are computed for trained tokens only."
+    "Cross entropy in bfloat16 where it does no harm; logits are computed for trained tokens only."
     import torch
     from torch.nn.functional import cross_entropy
 
     prefix = shared_prefix(batch["input_ids"], batch["labels"])
-    native = compute_type() == "bfloat16"  # elsewhere it is several times slower
-    with torch.autocast("cpu", torch.bfloat16, enabled=native):
+    with torch.autocast("cpu", torch.bfloat16):
         hidden = hidden_states(model.model, batch["input_ids"], prefix)[:, :-1]
         targets = batch["labels"][:, prefix + 1 :]
         logits = model.lm_head(hidden[targets != -100])
