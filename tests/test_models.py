@@ -27,6 +27,8 @@ from toolcall_ft.tools.formats import HERMES
 from toolcall_ft.train.tokens import add_tokens, new_token_ids
 
 STOP, DOCUMENT_END = HERMES.stops
+# how a chat model is published: its makers' advice for talk, which servers take for every request
+CHAT = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}
 BRIEF = "train: {backend: peft, epochs: 1, batch_size: 16}\nevaluate: {limit: 2}\n"
 
 
@@ -43,6 +45,8 @@ def base(tmp_path_factory):
         ("generation_config.json", "eos_token_id", end),
     ):
         settings = read_json(folder / name) | {key: value}
+        if name == "generation_config.json":
+            settings |= CHAT | {"do_sample": True}
         (folder / name).write_text(json.dumps(settings))
     return folder
 
@@ -247,6 +251,7 @@ def test_a_base_model_goes_through_the_whole_chain_and_stops(base, small_project
     for name in ("config.json", "generation_config.json"):
         ends = read_json(tmp_path / "run/merged" / name)["eos_token_id"]
         assert (ends if isinstance(ends, int) else ends[0]) == own.eos_token_id
+    assert not CHAT.keys() & read_json(tmp_path / "run/merged/generation_config.json").keys()
     request = to_requests(read_jsonl("run/data/test.jsonl"))[0][0]
     for place in ((str(base), None, False, "qwen2.5"), (str(tmp_path / "run/merged"),)):
         model, tokenizer = load_model(*place)

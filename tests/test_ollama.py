@@ -870,6 +870,7 @@ def test_the_modelfile_has_no_template_unless_it_is_asked_for(gguf, tmp_path):
     assert "TEMPLATE" not in text and (tmp_path / "deep" / text.split()[1]).samefile(gguf)
     for line in (
         "temperature 0",
+        "repeat_penalty 1",
         "num_ctx 4096",
         "num_predict 1024",
         'stop "<|im_end|>"',

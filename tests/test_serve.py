@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,10 +19,12 @@ from types import SimpleNamespace
 import pytest
 
 from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.files import read_json
 from toolcall_ft.base.http import ask_json, fetch_json
 from toolcall_ft.base.process import start_group
+from toolcall_ft.export.convert import read_gguf
 from toolcall_ft.export.gguf import export_gguf
-from toolcall_ft.export.llamacpp import build_llama_cpp
+from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
 from toolcall_ft.serve.client import ids_client, openai_client, read_reply, wire_messages
 from toolcall_ft.serve.llama import (
     SLEEPING,
@@ -46,10 +49,14 @@ HELLO = {"messages": [{"role": "user", "content": "Hello!"}], "tools": TOOLS}
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):
+    "A file whose folder had settings for chat, as models are published."
     build_llama_cpp()
-    return export_gguf(model_path("tiny-qwen2"), tmp_path_factory.mktemp("run") / "gguf", ["Q8_0"])[
-        "Q8_0"
-    ]
+    work = tmp_path_factory.mktemp("run")
+    shutil.copytree(model_path("tiny-qwen2"), work / "model")
+    settings = read_json(work / "model" / "generation_config.json")
+    settings |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 1.5}
+    (work / "model" / "generation_config.json").write_text(json.dumps(settings))
+    return export_gguf(work / "model", work / "gguf", ["Q8_0"])["Q8_0"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +78,14 @@ def test_it_listens_on_the_loopback_address_only(server):
         "status": "ok"
     }
     assert "server is listening" in server.log() or "listening on" in server.log()
+
+
+def test_a_request_that_says_nothing_of_sampling_is_answered_greedily(gguf, server):
+    "Whatever llama-server's own settings are, and whatever the file brings."
+    fields = read_gguf(gguf, find_llama_cpp(["convert"]))["fields"]
+    assert fields["general.sampling.temp"] == 5.0
+    used = fetch_json(f"{server.url}/props")["default_generation_settings"]["params"]
+    assert (used["temperature"], used["repeat_penalty"]) == (0.0, 1.0)
 
 
 def test_its_threads_are_as_many_as_asked_and_sleep_while_they_wait(gguf, monkeypatch):

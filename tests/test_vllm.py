@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolcall_ft.base.errors import UserError
+from toolcall_ft.base.files import read_json
 from toolcall_ft.generate.answers import transformers_predictor
 from toolcall_ft.generate.model import load_model
 from toolcall_ft.parity.compare import prompt_differences
@@ -227,6 +228,9 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "heart"
     assert memorise_answers(BY_HEART, folder)["wrong tokens"] == 0
     make_portable(folder, TOOLS + GUIDE["tools"])
+    chat = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 2.0}  # as models are published
+    settings = read_json(folder / "generation_config.json") | chat
+    (folder / "generation_config.json").write_text(json.dumps(settings))
     return folder
 
 
@@ -298,6 +302,7 @@ def test_guide_1s_request(server):
 
 
 def test_streaming(server):
+    "The request says nothing of sampling, so it is answered greedily."
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
@@ -306,7 +311,6 @@ def test_streaming(server):
         model=server.model,
         messages=GUIDE["messages"],
         tools=GUIDE["tools"],
-        temperature=0,
         max_tokens=160,
         stream=True,
     ):

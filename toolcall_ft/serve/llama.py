@@ -17,7 +17,7 @@ from .server import Server
 
 # %% ../../nbs/lib/serve/llama.ipynb #c004
 LLAMA_OPTIONS = (
-    "--jinja --no-kv-unified --poll 0 --cache-ram 256 --no-ui --offline "
+    "--jinja --temp 0 --repeat-penalty 1 --no-kv-unified --poll 0 --cache-ram 256 --no-ui --offline "
     "--cors-origins localhost --log-colors off"
 ).split()
 

@@ -24,7 +24,7 @@ def write_modelfile(
     go_tools: list = None,  # for an Ollama before 2026: write a Go TEMPLATE too, for these tools
     max_new_tokens: int = 1024,  # of an answer; Ollama's own limit is ten times the context
 ) -> Path:  # of the Modelfile
-    """Write a Modelfile for a GGUF whose chat template writes calls: temperature 0, limits, stop tokens.
+    """Write a Modelfile for a GGUF whose chat template writes calls: greedy, with limits and stop tokens.
 
     Raises `UserError` for a template whose `ToolFormat` is not known.
     """
@@ -46,7 +46,8 @@ def write_modelfile(
     write_text(
         output,
         f"FROM ./{os.path.relpath(gguf, output.parent)}\n\n{go}"
-        f"PARAMETER temperature 0\nPARAMETER num_ctx {context}\nPARAMETER num_predict {max_new_tokens}\n"
+        "PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n"
+        f"PARAMETER num_ctx {context}\nPARAMETER num_predict {max_new_tokens}\n"
         + "".join(f'PARAMETER stop "{stop}"\n' for stop in form.stops),
     )
     return output

@@ -105,17 +105,25 @@ def compare_logits(
     }
 
 # %% ../../nbs/lib/train/merge.ipynb #c013
-def stop_with_turns(
+def settle_generation(
     model,  # of Transformers; its settings are changed
     stop: int,  # the token that ends a turn
 ) -> None:
-    "See to it that a model's own settings name the token that ends a turn, first of all."
-    settings = model.generation_config
-    ends = settings.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    """A model's own settings for generation: greedy, until a turn ends.
+
+    The token that ends a turn is named first of all; the base's other ones stay, and so do its padding and its start.
+    Its temperature, its penalties and the like do not.
+    """
+    from transformers import GenerationConfig
+
+    old = model.generation_config
+    ends = old.eos_token_id if isinstance(old.eos_token_id, list) else [old.eos_token_id]
     if stop not in ends:
         model.config.eos_token_id = stop
-        settings.eos_token_id = [stop, *(end for end in ends if end is not None)]
+        ends = [stop, *(end for end in ends if end is not None)]
+    tokens = {name: getattr(old, name) for name in ("bos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends, **tokens)
+
 
 # %% ../../nbs/lib/train/merge.ipynb #c015
 def write_merged(
@@ -130,7 +138,7 @@ def write_merged(
 
     before = probe_logits(adapted, rows)
     merged = adapted.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
-    stop_with_turns(merged, stop)
+    settle_generation(merged, stop)
     with quiet_bars():
         merged.save_pretrained(output)
     return before
