@@ -9,6 +9,7 @@ import pytest
 
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.files import read_json, read_jsonl, write_text
+from toolcall_ft.cli.doctor import sampling_of
 from toolcall_ft.cli.main import main
 from toolcall_ft.cli.pipeline import chain
 from toolcall_ft.cli.proof import rows_model
@@ -243,6 +244,7 @@ def test_a_model_without_control_tokens_learns_new_ones(base, small_project, tmp
 def test_a_base_model_goes_through_the_whole_chain_and_stops(base, small_project, tmp_path, capsys):
     "Rows, training, merge and answers all go by the template that was given; the files say where an answer ends."
     small_project(base)
+    assert "repetition_penalty 1.1 as published" in sampling_of(str(base))
     for command in ("data", "inspect", "train", "merge", "eval base"):
         assert main(command.split()) == 0, capsys.readouterr().err
     own = load_tokenizer("tiny-qwen2")
@@ -251,6 +253,7 @@ def test_a_base_model_goes_through_the_whole_chain_and_stops(base, small_project
     for name in ("config.json", "generation_config.json"):
         ends = read_json(tmp_path / "run/merged" / name)["eos_token_id"]
         assert (ends if isinstance(ends, int) else ends[0]) == own.eos_token_id
+    assert "no settings of its own" in sampling_of("run/merged")
     assert not CHAT.keys() & read_json(tmp_path / "run/merged/generation_config.json").keys()
     request = to_requests(read_jsonl("run/data/test.jsonl"))[0][0]
     for place in ((str(base), None, False, "qwen2.5"), (str(tmp_path / "run/merged"),)):

@@ -25,6 +25,7 @@ from toolcall_ft.base.process import start_group
 from toolcall_ft.export.convert import read_gguf
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.export.llamacpp import build_llama_cpp, find_llama_cpp
+from toolcall_ft.parity.gguf import sampling_findings
 from toolcall_ft.serve.client import ids_client, openai_client, read_reply, wire_messages
 from toolcall_ft.serve.llama import (
     SLEEPING,
@@ -84,6 +85,7 @@ def test_a_request_that_says_nothing_of_sampling_is_answered_greedily(gguf, serv
     "Whatever llama-server's own settings are, and whatever the file brings."
     fields = read_gguf(gguf, find_llama_cpp(["convert"]))["fields"]
     assert fields["general.sampling.temp"] == 5.0
+    assert "temp 5, penalty_repeat 1.5" in sampling_findings(fields)[0]["what"]
     used = fetch_json(f"{server.url}/props")["default_generation_settings"]["params"]
     assert (used["temperature"], used["repeat_penalty"]) == (0.0, 1.0)
 

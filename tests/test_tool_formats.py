@@ -234,6 +234,23 @@ def test_no_value_is_offered_that_would_not_be_read_back(form):
         assert grammar_accepts(grammar, text) == (form.parse(text, tools) == ("", [call], []))
 
 
+@EACH
+@pytest.mark.parametrize("deep", [False, True])
+def test_no_key_is_offered_that_would_not_be_read_back(form, deep):
+    keys = ["plain", "two words", "a=b", "城市", "x>y", "it's", '"', "</parameter>", "a:b", "{"]
+    object = {"type": "object", "properties": {key: {"type": "string"} for key in keys}}
+    whole = {"type": "object", "properties": {"inside": object}} if deep else object
+    tools = [{"type": "function", "function": {"name": "set", "parameters": whole}}]
+    grammar, read = tool_grammar(tools, form=form), []
+    for key in keys:
+        arguments = {"inside": {key: "v"}} if deep else {key: "v"}
+        call = {"name": "set", "arguments": arguments}
+        text = form.write([call])
+        read.append(form.parse(text, tools) == ("", [call], []))
+        assert grammar_accepts(grammar, text) == read[-1], key
+    assert read[0] and read[3]
+
+
 def test_the_tokens_that_end_an_answer():
     tokenizer = borrow("gemma4_v5")
     tokenizer.add_tokens(["<turn|>", "<|tool_response>"], special_tokens=True)

@@ -189,6 +189,27 @@ def day_of(
         return f"the template wants it; every prompt says {DAY:%d %B %Y}, as in training"
     return "the template does not write it"
 
+# %% ../../nbs/lib/cli/doctor.ipynb #c020b
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size")
+
+
+def sampling_of(
+    name: str,  # of a model
+) -> str:  # a sentence
+    "Is a model published with settings for chat, which servers would take for every request?"
+    from toolcall_ft.template.models import model_path
+    from transformers import GenerationConfig
+
+    try:
+        settings = GenerationConfig.from_pretrained(model_path(name)).to_diff_dict()
+    except OSError:  # no such file
+        settings = {}
+    found = [f"{key} {settings[key]:g}" for key in SAMPLING if settings.get(key) is not None]
+    if not found:
+        return "the model has no settings of its own; every server answers greedily"
+    return f"{', '.join(found)} as published; merge leaves them out, every server answers greedily"
+
+
 # %% ../../nbs/lib/cli/doctor.ipynb #c021
 READS = "no trouble is known; toolcall-ft parity compares"
 
@@ -209,6 +230,7 @@ def model_outlook(
         ("two calls in a turn", several),
         ("thinking", thinking_of(tokenizer)),
         ("today's date", day_of(name)),
+        ("sampling", sampling_of(name)),
         ("one template everywhere", template_of(tokenizer)),
         ("llama-server", notes.get("llama-server", READS)),
         ("Ollama", notes.get("Ollama", READS)),

@@ -210,9 +210,8 @@ def notation_rules(
     }
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c024
-PLACES = (
-    2_000  # different schemas in the arguments of a tool; with more than that, references multiply
-)
+# different schemas in the arguments of a tool; with more than that, references multiply
+PLACES = 2_000
 
 
 class Rules(dict):
@@ -243,6 +242,10 @@ class Rules(dict):
         fitting = [value for value in option.values if fits(value, schema, self.top)]
         carried = [value for value in fitting if carries(self.form, value, schema, self.top)]
         return option._replace(values=carried)
+
+    def carries_key(self, key: str, notation: Notation) -> bool:
+        "Is a key read back as it was written?"
+        return notation.carries_key(key) and not any(tag in key for tag in guard_tags(self.form))
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c025
 def possible(
@@ -331,13 +334,17 @@ def spaced(text: str) -> str:  # with a blank behind it; "" for nothing
 # %% ../../nbs/lib/generate/grammar.ipynb #c030
 def any_key(notation: Notation) -> str:
     "The expression for a key that no schema names, with all that stands before its value."
-    key = f"{notation.prefix}key" if notation.bare_keys else f"{notation.prefix}string"
+    key = f"{notation.prefix}key" if notation.bare_key else f"{notation.prefix}string"
     return f"{spaced(notation.before_key)}{key} {literal(notation.colon)}"
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c031
 def object_rule(option: Plain, name: str, rules: Rules, notation: Notation) -> str:
-    "The expression for an object: named keys in their order, then others, if they are allowed."
-    keys = notation.order(dict.fromkeys([*option.properties, *option.required]))
+    """The expression for an object: named keys in their order, then others, if they are allowed.
+
+    A key that the family cannot write is left out, even if it is required; `check_call` then says that it is missing.
+    """
+    named = dict.fromkeys([*option.properties, *option.required])
+    keys = notation.order(key for key in named if rules.carries_key(key, notation))
     parts = [(key, option.key(key)) for key in keys if possible(option.key(key), rules)]
     extra = True if option.extra is None else option.extra
     if not parts and extra in (True, {}):
@@ -366,11 +373,8 @@ def object_rule(option: Plain, name: str, rules: Rules, notation: Notation) -> s
 # %% ../../nbs/lib/generate/grammar.ipynb #c032
 def array_rule(option: Plain, name: str, rules: Rules, notation: Notation) -> str:
     "The expression for an array: so many items as the schema counts, then, if it does not say how many, any number."
-    if (
-        not option.prefix
-        and option.items in (True, {})
-        and (option.low, option.high) == (0, math.inf)
-    ):
+    free = not option.prefix and option.items in (True, {})
+    if free and (option.low, option.high) == (0, math.inf):
         return f"{notation.prefix}array"
     first = len(option.prefix)
     low = min(option.low, REPEATS)

@@ -228,16 +228,37 @@ def tensor_findings(
         )
     ]
 
+# %% ../../nbs/lib/parity/gguf.ipynb #c025
+def sampling_findings(
+    fields: dict,  # of a GGUF
+) -> list:  # a finding, or none
+    "Does a GGUF ask for answers that are drawn, or punished for repeating tokens?"
+    greedy = {"temp": 0, "penalty_repeat": 1}
+    prefix = "general.sampling."
+    named = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
+    other = [f"{key} {named[key]:g}" for key in greedy if named.get(key, greedy[key]) != greedy[key]]
+    if not other:
+        return []
+    return [
+        finding(
+            "warning",
+            f"the file asks for other answers than the most likely ones: {', '.join(other)}",
+            "Serve it with: toolcall-ft serve. Or start llama-server with: --temp 0 --repeat-penalty 1",
+        )
+    ]
+
+
 # %% ../../nbs/lib/parity/gguf.ipynb #c023
 def file_findings(
     gguf,
     folder,  # the pair
     llama: dict,  # from `find_llama_cpp`
 ) -> list:  # findings
-    "What is wrong with the tokens and the tensors of a GGUF."
+    "What is wrong with the tokens, the tensors and the settings of a GGUF."
     try:
         found = token_findings(gguf, folder, llama)
     except (KeyError, IndexError, TypeError) as error:
         what = f"the GGUF has no {error} in its metadata"
         return [finding("error", what, "Convert the folder again.")]
-    return found + tensor_findings(gguf, llama)
+    fields = read_gguf(gguf, llama)["fields"]
+    return found + tensor_findings(gguf, llama) + sampling_findings(fields)

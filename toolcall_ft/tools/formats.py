@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ..base.errors import UserError
-from .notation import JSON, PYTHON, Notation
+from .notation import BARE_KEY, JSON, PYTHON, Notation
 from toolcall_ft.tools.wire import (
     THOUGHT_END,
     BareFormat,
@@ -68,7 +68,7 @@ def xml_notation(
         before_key="<parameter=",
         colon=">\n",
         after="\n</parameter>\n",
-        bare_keys=True,
+        bare_key=r"[^>\n]+",
         values=values,
     )
 
@@ -95,7 +95,7 @@ def python_notation(
 ) -> Notation:
     "Named arguments in round brackets; objects as JSON."
     values = replace(PYTHON, prefix="field-", objects=JSON, **{"escape": "python", **texts})
-    return Notation("top-", brackets=("(", ")"), colon="=", bare_keys=True, values=values)
+    return Notation("top-", brackets=("(", ")"), colon="=", bare_key=BARE_KEY, values=values)
 
 # %% ../../nbs/lib/tools/formats.ipynb #c014
 LFM2 = PythonFormat(
@@ -141,7 +141,7 @@ def mark_notation(
         escape="",
         comma=",",
         colon=":",
-        bare_keys=True,
+        bare_key=BARE_KEY,
         sorted_keys=True,
     )
 

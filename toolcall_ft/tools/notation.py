@@ -26,7 +26,7 @@ class Notation:
     before_key: str = ""
     colon: str = ": "  # behind a key
     after: str = ""  # behind a value of an object
-    bare_keys: bool = False  # keys without quotes
+    bare_key: str = ""  # a pattern of keys, which are written without quotes; "": with them
     sorted_keys: bool = False
     values: "Notation" = None  # of what stands in an object; None: the same
     lists: "Notation" = None  # how a list is written; None: in the same way
@@ -34,7 +34,11 @@ class Notation:
 
     def key(self, key: str) -> str:
         "A key with all that stands before its value."
-        return self.before_key + (key if self.bare_keys else dump_text(key, self)) + self.colon
+        return self.before_key + (key if self.bare_key else dump_text(key, self)) + self.colon
+
+    def carries_key(self, key: str) -> bool:
+        "Could a key be read back?"
+        return not self.bare_key or bool(re.fullmatch(self.bare_key, key))
 
     def order(self, keys) -> list:
         "Keys in the order in which they are written."
@@ -45,6 +49,10 @@ JSON = Notation()
 
 # %% ../../nbs/lib/tools/notation.ipynb #c006
 PYTHON = Notation("python-", ("True", "False", "None"), quotes=("'", "'"), escape="repr")
+
+# %% ../../nbs/lib/tools/notation.ipynb #c006a
+BARE_KEY = r"[^\s:=,{}()\[\]'\"<>]+"
+
 
 # %% ../../nbs/lib/tools/notation.ipynb #c008
 PYTHON_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"}
@@ -152,14 +160,11 @@ def load_list(text: str, place: int, notation: Notation) -> tuple:  # (list, pla
     return items, place + 1
 
 # %% ../../nbs/lib/tools/notation.ipynb #c020
-KEY = re.compile(r"[^\s:=,{}()\[\]'\"<>]+")
-
-
 def load_key(text: str, place: int, notation: Notation) -> tuple:  # (key, place behind it)
     "Read a key, with or without quotes. Raises `ValueError` if there is none."
-    if not notation.bare_keys:
+    if not notation.bare_key:
         return load_text(text, place, notation)
-    found = KEY.match(text, place)
+    found = re.compile(notation.bare_key).match(text, place)
     if not found:
         raise ValueError(f"a key is missing before {text[place : place + 20]!r}")
     return found[0], found.end()
