@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 import zipfile
+from datetime import date
 from pathlib import Path
 
 from toolcall_ft.base.files import read_jsonl, write_text
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "build" / "bfcl"
 PACKAGE = "bfcl-eval==2026.3.23"
 CATEGORIES = ("simple_python", "multiple")
+TRAINING = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
+TOKENS = 128  # of an answer
 CHECKER = "bfcl_eval.eval_checker.ast_eval.ast_checker"
 
 
@@ -107,7 +110,7 @@ def judge(checker, record: dict, answer: dict) -> bool:
 def measure(checker, loaded: tuple, half: list, constrained: bool = False) -> dict:
     "The share of right answers in each category and in all."
     requests = [request for request, _ in to_requests([example for _, example in half])]
-    answers = generate_answers(*loaded, requests, constrained, max_new_tokens=160, batch_size=48)
+    answers = generate_answers(*loaded, requests, constrained, max_new_tokens=TOKENS, batch_size=48)
     right = [judge(checker, record, answer) for (record, _), answer in zip(half, answers)]
     found = {}
     for category in (*CATEGORIES, "all"):
@@ -144,15 +147,16 @@ def main() -> None:
     train, test = two_halves(as_examples(records))
     print(f"{len(train)} rows to train on, {len(test)} to judge; no tool is in both", flush=True)
     results = {"before": measure(checker, load_model(model), test)}
+    print(show(results), flush=True)
     run = WORK / "run"
-    options = {"epochs": 3, "batch_size": 8, "learning_rate": 5e-4}
-    report = train_lora([example for _, example in train], [], model, run, **options)
+    report = train_lora([example for _, example in train], [], model, run, **TRAINING)
     loaded = load_model(model, run / "adapter")
-    results["after"] = measure(checker, loaded, test)
-    results["after, with grammar"] = measure(checker, loaded, test, constrained=True)
-    facts = {"model": model, "machine": machine_name(), "training": report, "results": results}
+    for name, constrained in {"after": False, "after, with grammar": True}.items():
+        results[name] = measure(checker, loaded, test, constrained)
+        print(show(results), flush=True)
+    facts = {"date": str(date.today()), "machine": machine_name(), "model": model}
+    facts |= {"rows": len(train), "settings": TRAINING, "training": report, "results": results}
     write_text(ROOT / "benchmarks/results/bfcl.json", json.dumps(facts, indent=1, default=str))
-    print(show(results))
 
 
 if __name__ == "__main__":

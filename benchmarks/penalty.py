@@ -1,6 +1,6 @@
 """A penalty for repeated tokens, as chat models are published with one: what it does to the calls of a trained model.
 
-python benchmarks/penalty.py      # after `make demo-real`, with vLLM and Ollama; figures in benchmarks/results/penalty.json
+python benchmarks/penalty.py      # after `make demo-real`, with `make vllm`; figures in benchmarks/results/penalty.json
 
 Qwen2.5-0.5B-Instruct is published with `repetition_penalty: 1.1`, the larger ones with 1.05, and Ollama punished with 1.1 until August 2026
 (https://github.com/ollama/ollama/pull/17679). Each request is asked at temperature 0, as in the evaluation. vLLM counts the prompt's tokens
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from toolcall_ft.base.files import read_jsonl, write_text
 from toolcall_ft.base.table import markdown_table
-from toolcall_ft.config import read_config
 from toolcall_ft.evaluate.results import evaluate
 from toolcall_ft.serve.client import openai_client
 from toolcall_ft.serve.llama import LlamaServer
@@ -23,10 +22,10 @@ from toolcall_ft.serve.vllm import VllmServer
 from toolcall_ft.train.backend import machine_name
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = Path(read_config(ROOT / "examples/home/config.yaml")["run"])
+RUN = ROOT / "runs/home"
 PENALTIES = (1.0, 1.05, 1.1)
 TOKENS, SLOTS = 96, 4
-N = 108  # the first of 216 test requests
+N = 72  # the first of 216 test requests
 
 
 def llama_server(penalty: float) -> LlamaServer:
@@ -69,6 +68,14 @@ def shown(report: dict) -> str:
     return f"{report['exact']:.1%} [{low:.1%}–{high:.1%}]"
 
 
+def penalty_table(facts: dict) -> str:
+    "The figures of a run as Markdown."
+    heads = ["exact match", *(f"penalty {each:g}" for each in PENALTIES)]
+    rows = [[name, *map(shown, each.values())] for name, each in facts["exact"].items()]
+    said = f"n={facts['n']}; {facts['date']}, {facts['machine']}. Made by `python benchmarks/penalty.py`."
+    return f"{markdown_table(heads, rows, 'lrrr')}\n\n{said}"
+
+
 def main() -> None:
     test, found = read_jsonl(RUN / "data/test.jsonl"), {}
     for name, serve in SERVERS.items():
@@ -76,9 +83,7 @@ def main() -> None:
         print(name, *map(shown, found[name].values()), flush=True)
     facts = {"date": str(date.today()), "machine": machine_name(), "n": N, "exact": found}
     write_text(ROOT / "benchmarks/results/penalty.json", json.dumps(facts, indent=1))
-    heads = ["server", *(f"penalty {penalty}" for penalty in PENALTIES)]
-    rows = [[name, *map(shown, each.values())] for name, each in found.items()]
-    print(markdown_table(heads, rows))
+    print(penalty_table(facts))
 
 
 if __name__ == "__main__":

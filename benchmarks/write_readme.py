@@ -14,6 +14,7 @@ from demo_stages import machine_table
 from families import families_table
 from home import home_table
 from nbconvert import MarkdownExporter
+from penalty import penalty_table
 
 from toolcall_ft.cli.pipeline import result_table
 from toolcall_ft.parity.report import parity_table
@@ -35,6 +36,9 @@ ZH = {
     " of ": " / ",
     "| before, three examples in the prompt |": "| 训练前，提示里放三个例子 |",
     "| before |": "| 训练前 |",
+    "| exact match | penalty": "| 完全匹配 | 惩罚",
+    " | penalty ": " | 惩罚 ",
+    "Made by": "来自",
     "| family | its calls | rows |": "| 系列 | 调用格式 | 训练行 |",
     ": prompts, answers": "：提示词，回答",
     "failed": "失败",
@@ -86,6 +90,7 @@ def chinese() -> str:
             ROOT / "benchmarks" / "results" / "home.json",
             lambda facts: home_table(facts).partition("\n\n")[0],
         ),
+        "penalty": translated(ROOT / "benchmarks" / "results" / "penalty.json", penalty_table),
         "families": translated(ROOT / "benchmarks" / "results" / "families.json", families_table),
     }
     for mark, table in tables.items():
