@@ -147,6 +147,7 @@ def main() -> None:
     records = [row for category in CATEGORIES for row in read_category(folder, category)]
     train, test = two_halves(as_examples(records))
     test = random.Random(0).sample(test, N)
+    test.sort(key=lambda pair: len(json.dumps(pair[0]["function"])))  # batches without much padding
     print(f"{len(train)} rows to train on, {len(test)} to judge; no tool is in both", flush=True)
     results = {"before": measure(checker, load_model(model), test)}
     print(show(results), flush=True)

@@ -48,16 +48,17 @@ def attend(module, query, key, value, mask, scaling=None, **options):
     if start is None and query.shape[2] > 1:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)
     behind = 0 if start is None else start[0].shape[1]  # so many tokens
-    # heads that share keys stand together, so that no key is copied for them
     groups = query.unflatten(1, (key.shape[1], -1)) * scaling
-    scores = groups @ key[:, :, None].transpose(-1, -2)
+    # heads that share keys become rows of one product; five dimensions would copy the keys for each
+    many = groups.shape[2:4]
+    scores = (groups.flatten(2, 3) @ key.transpose(-1, -2)).unflatten(2, many)
     if mask is not None:
         hidden = ~mask[:, :, None, :, behind:]  # the whole start is seen by all
         scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
     if behind:
         scores = torch.cat([times_start(groups, start[0].transpose(-1, -2)), scores], -1)
     shares = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    found = shares[..., behind:] @ value[:, :, None]
+    found = (shares[..., behind:].flatten(2, 3) @ value).unflatten(2, many)
     if behind:
         found = found + times_start(shares[..., :behind], start[1])
     return found.flatten(1, 2).transpose(1, 2), None
