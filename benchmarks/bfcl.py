@@ -29,7 +29,7 @@ PACKAGE = "bfcl-eval==2026.3.23"
 CATEGORIES = ("simple_python", "multiple")
 TRAINING = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
 TOKENS = 96  # of an answer
-N = 120  # rows that are judged, drawn by chance; all 299 take hours on two old cores
+N = 120  # rows of the other half that are judged, drawn by chance
 CHECKER = "bfcl_eval.eval_checker.ast_eval.ast_checker"
 
 
@@ -147,7 +147,8 @@ def main() -> None:
     records = [row for category in CATEGORIES for row in read_category(folder, category)]
     train, test = two_halves(as_examples(records))
     test = random.Random(0).sample(test, N)
-    test.sort(key=lambda pair: len(json.dumps(pair[0]["function"])))  # batches without much padding
+    # rows of like length side by side, so that batches have little padding
+    test.sort(key=lambda pair: len(json.dumps(pair[0]["function"])))
     print(f"{len(train)} rows to train on, {len(test)} to judge; no tool is in both", flush=True)
     results = {"before": measure(checker, load_model(model), test)}
     print(show(results), flush=True)

@@ -2,8 +2,8 @@
 
 python benchmarks/penalty.py      # after `make demo-real`, with `make vllm`; figures in benchmarks/results/penalty.json
 
-Qwen2.5-0.5B-Instruct is published with `repetition_penalty: 1.1`, the larger ones with 1.05, and Ollama punished with 1.1 until August 2026
-(https://github.com/ollama/ollama/pull/17679). Each request is asked at temperature 0, as in the evaluation. vLLM counts the prompt's tokens
+Qwen2.5's Instruct models are published with 1.05 (https://github.com/PrimeIntellect-ai/prime-rl/pull/886), and Ollama punished with 1.1 until
+August 2026 (https://github.com/ollama/ollama/pull/17679). Each request is asked at temperature 0, as in the evaluation. vLLM counts the prompt's tokens
 as repeated, too; llama.cpp looks at the last 64 tokens of prompt and answer.
 """
 

@@ -204,11 +204,10 @@ def sampling_of(
         settings = GenerationConfig.from_pretrained(model_path(name)).to_diff_dict()
     except OSError:  # no such file
         settings = {}
-    found = [f"{key} {settings[key]:g}" for key in SAMPLING if settings.get(key) is not None]
+    found = [f"{key} {settings[key]}" for key in SAMPLING if settings.get(key) is not None]
     if not found:
-        return "the model has no settings of its own; every server answers greedily"
-    return f"{', '.join(found)} as published; merge leaves them out, every server answers greedily"
-
+        return "the model has no settings of its own; toolcall-ft serve answers greedily"
+    return f"{', '.join(found)} as published; merge leaves them out, toolcall-ft serve answers greedily"
 
 # %% ../../nbs/lib/cli/doctor.ipynb #c021
 READS = "no trouble is known; toolcall-ft parity compares"

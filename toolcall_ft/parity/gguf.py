@@ -199,13 +199,11 @@ def token_findings(
 
 # %% ../../nbs/lib/parity/gguf.ipynb #c022
 def tensor_findings(
-    gguf,  # the file
-    llama: dict,  # from `find_llama_cpp`
+    written: dict,  # from `read_gguf`
 ) -> list:  # a finding, or none
     "Are the tensors of a GGUF of the type that it says?"
     from gguf import LlamaFileType
 
-    written = read_gguf(gguf, llama)
     number = written["fields"].get("general.file_type")
     form = f"number {number}"
     if number in list(LlamaFileType):
@@ -229,24 +227,24 @@ def tensor_findings(
     ]
 
 # %% ../../nbs/lib/parity/gguf.ipynb #c025
+GREEDY_FIELDS = {"general.sampling.temp": 0, "general.sampling.penalty_repeat": 1}
+
+
 def sampling_findings(
     fields: dict,  # of a GGUF
 ) -> list:  # a finding, or none
     "Does a GGUF ask for answers that are drawn, or punished for repeating tokens?"
-    greedy = {"temp": 0, "penalty_repeat": 1}
-    prefix = "general.sampling."
-    named = {key.removeprefix(prefix): value for key, value in fields.items() if key.startswith(prefix)}
-    other = [f"{key} {named[key]:g}" for key in greedy if named.get(key, greedy[key]) != greedy[key]]
+    short = lambda value: f"{value:.3g}" if isinstance(value, float) else str(value)
+    other = [
+        f"{key.rpartition('.')[2]} {short(fields[key])}"
+        for key, wanted in GREEDY_FIELDS.items()
+        if fields.get(key, wanted) != wanted
+    ]
     if not other:
         return []
-    return [
-        finding(
-            "warning",
-            f"the file asks for other answers than the most likely ones: {', '.join(other)}",
-            "Serve it with: toolcall-ft serve. Or start llama-server with: --temp 0 --repeat-penalty 1",
-        )
-    ]
-
+    what = f"the file asks for other answers than the most likely ones: {', '.join(other)}"
+    fix = "Serve it with: toolcall-ft serve. Or start llama-server with: --temp 0 --repeat-penalty 1"
+    return [finding("warning", what, fix)]
 
 # %% ../../nbs/lib/parity/gguf.ipynb #c023
 def file_findings(
@@ -260,5 +258,5 @@ def file_findings(
     except (KeyError, IndexError, TypeError) as error:
         what = f"the GGUF has no {error} in its metadata"
         return [finding("error", what, "Convert the folder again.")]
-    fields = read_gguf(gguf, llama)["fields"]
-    return found + tensor_findings(gguf, llama) + sampling_findings(fields)
+    written = read_gguf(gguf, llama)
+    return found + tensor_findings(written) + sampling_findings(written["fields"])

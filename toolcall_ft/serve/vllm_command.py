@@ -42,10 +42,6 @@ def check_model(
             "Take chat_template.jinja from the model that it was trained from."
         )
 
-# %% ../../nbs/lib/serve/vllm_command.ipynb #c005
-GREEDY = '{"temperature": 0, "repetition_penalty": 1}'
-
-
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c004
 def vllm_command(
     folder,  # a model folder
@@ -66,7 +62,7 @@ def vllm_command(
         "--max-model-len": context,
         "--max-num-seqs": slots,
         "--tool-call-parser": tool_format(load_tokenizer(folder)).vllm_parser,
-        "--override-generation-config": GREEDY,
+        "--override-generation-config": '{"temperature": 0, "repetition_penalty": 1}',
     }
     if cpu:
         settings["--dtype"] = config.get("dtype") or config.get("torch_dtype") or "auto"

@@ -53,7 +53,6 @@ PYTHON = Notation("python-", ("True", "False", "None"), quotes=("'", "'"), escap
 # %% ../../nbs/lib/tools/notation.ipynb #c006a
 BARE_KEY = r"[^\s:=,{}()\[\]'\"<>]+"
 
-
 # %% ../../nbs/lib/tools/notation.ipynb #c008
 PYTHON_ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"}
 

@@ -124,7 +124,6 @@ def settle_generation(
     tokens = {name: getattr(old, name) for name in ("bos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends, **tokens)
 
-
 # %% ../../nbs/lib/train/merge.ipynb #c015
 def write_merged(
     adapted,  # a PEFT model; changed
