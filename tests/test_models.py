@@ -262,6 +262,15 @@ def test_a_base_model_goes_through_the_whole_chain_and_stops(base, small_project
         assert tokenizer.eos_token == STOP and answer["errors"] == []
 
 
+def test_settings_that_cannot_be_read_are_named_with_their_line(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "broken")
+    (folder / "generation_config.json").write_text('{\n"temperature": ')
+    with pytest.raises(UserError, match="generation_config.json, line 2: not JSON"):
+        sampling_of(str(folder))
+    (folder / "generation_config.json").unlink()
+    assert "no settings of its own" in sampling_of(str(folder))
+
+
 def test_the_help_of_the_command_loads_nothing_heavy():
     code = (
         "import sys\nfrom toolcall_ft.cli.main import main\nmain(['model'])\n"

@@ -11,6 +11,7 @@ import shlex
 import sys
 
 from ..base.errors import EXTRA_OF, UserError, install_command
+from ..base.files import read_json
 from .registry import command, option
 from .settings import installed
 
@@ -196,12 +197,15 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_
 def sampling_of(
     name: str,  # of a model
 ) -> str:  # a sentence
-    "Is a model published with settings for chat, which servers would take for every request?"
+    """Is a model published with settings for chat, which servers would take for every request?
+
+    Raises `UserError` for a generation_config.json that cannot be read.
+    """
     from toolcall_ft.template.models import model_path
-    from transformers import GenerationConfig
+    from transformers.utils import cached_file
 
     try:
-        settings = GenerationConfig.from_pretrained(model_path(name)).to_diff_dict()
+        settings = read_json(cached_file(model_path(name), "generation_config.json"))
     except OSError:  # no such file
         settings = {}
     found = [f"{key} {settings[key]}" for key in SAMPLING if settings.get(key) is not None]
