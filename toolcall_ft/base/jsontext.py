@@ -7,6 +7,7 @@ __all__ = ['parse_json', 'dump_json']
 
 # %% ../../nbs/lib/base/jsontext.ipynb #c002
 import json
+import sys
 
 # %% ../../nbs/lib/base/jsontext.ipynb #c004
 def unique_keys(
@@ -89,3 +90,16 @@ def dump_json(
     One line, a space after `,` and `:`, no escapes for non-ASCII text.
     """
     return json.dumps(value, ensure_ascii=False)
+
+# %% ../../nbs/lib/base/jsontext.ipynb #c018
+def import_jsonschema():  # the module
+    "The library `jsonschema`, without its slow check of the formats `iri` and `iri-reference`."
+    slow = "rfc3987_syntax"
+    if slow not in sys.modules:
+        sys.modules[slow] = None  # Python's way to say that there is none
+        import jsonschema
+
+        del sys.modules[slow]
+    import jsonschema
+
+    return jsonschema

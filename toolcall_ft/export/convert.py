@@ -260,6 +260,28 @@ def convert_gguf(
     command = [sys.executable, "-c", CONVERT, script, llama["version"], model, *options]
     run_logged(command, f"converting {model}", env=converter_environment())
 
+# %% ../../nbs/lib/export/convert.ipynb #c098
+def open_gguf(
+    path,  # a GGUF file
+    llama: dict,  # from `find_llama_cpp`
+):  # a `GGUFReader`
+    "llama.cpp's own reader, which takes its slices from a plain array."
+    if (place := str(llama["convert"].parent / "gguf-py")) not in sys.path:
+        sys.path.insert(0, place)
+    import numpy
+    from gguf import GGUFReader
+
+    class PlainReader(GGUFReader):
+        @property
+        def data(self):
+            return self.plain
+
+        @data.setter
+        def data(self, mapped):
+            self.plain = mapped.view(numpy.ndarray)
+
+    return PlainReader(path)
+
 # %% ../../nbs/lib/export/convert.ipynb #c032
 def read_gguf(
     path,  # a GGUF file
@@ -267,12 +289,8 @@ def read_gguf(
 ) -> dict:  # {"fields": {name: value}, "tensors": {name: type}, "bytes": int}
     "The metadata and the tensor types of a GGUF file. Raises `UserError` if it is none."
     check_magic(path)
-    if (place := str(llama["convert"].parent / "gguf-py")) not in sys.path:
-        sys.path.insert(0, place)
-    from gguf import GGUFReader
-
     try:
-        reader = GGUFReader(path)
+        reader = open_gguf(path, llama)
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(
             f"{path}: the file is damaged or cut short ({error}). Export it again."
@@ -372,18 +390,26 @@ def gguf_facts(
     }
 
 # %% ../../nbs/lib/export/convert.ipynb #c043
-def check_gguf(
+def gguf_problems(
     path,  # a GGUF file
+    fields: dict,  # its metadata, from `read_gguf`
     model,  # the folder it was made from
-    llama: dict,  # from `find_llama_cpp`
 ) -> list:  # sentences, empty if all is well
-    "Compare what a server goes by, template, tokens and stop token, with the model folder."
+    "Where the template, the tokens and the stop token of a GGUF are not those of its model folder."
     from transformers import AutoTokenizer
 
-    fields = read_gguf(path, llama)["fields"]
     facts = gguf_facts(fields, AutoTokenizer.from_pretrained(model), model)
     return [
         f"{path}: {what}: {excerpt(found, wanted)!r} in the GGUF, {excerpt(wanted, found)!r} in the model"
         for what, (found, wanted) in facts.items()
         if found != wanted
     ]
+
+# %% ../../nbs/lib/export/convert.ipynb #c099
+def check_gguf(
+    path,  # a GGUF file
+    model,  # the folder it was made from
+    llama: dict,  # from `find_llama_cpp`
+) -> list:  # sentences, empty if all is well
+    "Compare what a server goes by, template, tokens and stop token, with the model folder."
+    return gguf_problems(path, read_gguf(path, llama)["fields"], model)

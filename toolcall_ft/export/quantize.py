@@ -13,7 +13,7 @@ from pathlib import Path
 from ..base.errors import UserError
 from ..base.files import temporary_folder
 from ..base.process import run_logged
-from .convert import check_gguf, convert_gguf, read_gguf
+from .convert import convert_gguf, gguf_problems, read_gguf
 from .formats import fallback_tensors
 
 # %% ../../nbs/lib/export/quantize.ipynb #c003
@@ -51,10 +51,10 @@ def write_format(
             convert_gguf(model, fresh, llama, "bf16")
         else:
             quantize(source, fresh, form, llama, imatrix=imatrix)
-        problems = check_gguf(fresh, model, llama)
+        written = read_gguf(fresh, llama)
+        problems = gguf_problems(fresh, written["fields"], model)
         if problems:
             raise UserError("\n".join(problems))
-        written = read_gguf(fresh, llama)
         os.replace(fresh, target)
     return {
         "bytes": written["bytes"],

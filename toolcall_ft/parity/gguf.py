@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/lib/parity/gguf.ipynb #c002
 import re
 
-from ..export.convert import check_gguf, read_gguf
+from ..export.convert import gguf_problems
 from ..export.formats import GGUF_TYPES, fallback_tensors
 from .corpus import conversation
 from ..template.compare import diff
@@ -184,12 +184,12 @@ FILE_FIXES = {
 # %% ../../nbs/lib/parity/gguf.ipynb #c021
 def token_findings(
     gguf,  # the file
+    fields: dict,  # its metadata
     folder,  # of the model
-    llama: dict,  # from `find_llama_cpp`
 ) -> list:  # findings
     "What is wrong with the tokens of a GGUF; `KeyError` and its like for a file without what every GGUF has"
     found = []
-    for sentence in check_gguf(gguf, folder, llama):
+    for sentence in gguf_problems(gguf, fields, folder):
         if ": the chat template:" in sentence:
             continue
         fixes = [fix for what, fix in FILE_FIXES.items() if f": {what}:" in sentence]
@@ -250,13 +250,12 @@ def sampling_findings(
 def file_findings(
     gguf,
     folder,  # the pair
-    llama: dict,  # from `find_llama_cpp`
+    written: dict,  # from `read_gguf`
 ) -> list:  # findings
     "What is wrong with the tokens, the tensors and the settings of a GGUF."
     try:
-        found = token_findings(gguf, folder, llama)
+        found = token_findings(gguf, written["fields"], folder)
     except (KeyError, IndexError, TypeError) as error:
         what = f"the GGUF has no {error} in its metadata"
         return [finding("error", what, "Convert the folder again.")]
-    written = read_gguf(gguf, llama)
     return found + tensor_findings(written) + sampling_findings(written["fields"])

@@ -300,8 +300,9 @@ def check_pair(
     "Does a GGUF belong to a model folder? Raises `UserError` if one of them cannot be read at all."
     if modelfile:
         check_modelfile(modelfile)
-    llama, tokenizer = find_llama_cpp(["convert"]), pair_tokenizer(folder)
-    fields = read_gguf(gguf, llama)["fields"]
+    tokenizer = pair_tokenizer(folder)
+    written = read_gguf(gguf, find_llama_cpp(["convert"]))
+    fields = written["fields"]
     template = fields.get("tokenizer.chat_template", "")
     cases = pair_cases(folder, tokenizer, examples)
     found = template_findings(template, stop_facts(fields), tokenizer)
@@ -309,7 +310,7 @@ def check_pair(
     found += source_findings(modelfile, gguf)
     if template and not broken:
         found += compare_templates(template, tokenizer, cases)
-    found += file_findings(gguf, folder, llama)
+    found += file_findings(gguf, folder, written)
     found += server_findings(gguf, tokenizer, cases)
     found += ollama_findings(modelfile or gguf, template, tokenizer, cases)
     return sorted(found, key=lambda each: SEVERITIES.index(each["severity"]))

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import islice
 
 from ..base.errors import nearest
-from ..base.jsontext import dump_json
+from ..base.jsontext import dump_json, import_jsonschema
 from .schema import compile_pattern
 
 # %% ../../nbs/lib/tools/check.ipynb #c004
@@ -116,24 +116,25 @@ def schema_validator(
 
     It refuses unknown keys, never touches the network and gives up in the end.
     """
-    from jsonschema import Draft202012Validator, FormatChecker, ValidationError, validators
     from referencing import Registry
 
+    jsonschema = import_jsonschema()
+    dialect = jsonschema.Draft202012Validator
     left = [0]
 
     def counted(validator, reference, value, schema):
         left[0] -= 1
         if left[0] < 0:
             raise RecursionError("its references lead on and on")
-        yield from Draft202012Validator.VALIDATORS["$ref"](validator, reference, value, schema)
+        yield from dialect.VALIDATORS["$ref"](validator, reference, value, schema)
 
     def timed(validator, pattern, value, schema):
         if isinstance(value, str) and not pattern_fits(pattern, value):
-            yield ValidationError("")
+            yield jsonschema.ValidationError("")
 
-    guarded = validators.extend(Draft202012Validator, {"pattern": timed, "$ref": counted})
+    guarded = jsonschema.validators.extend(dialect, {"pattern": timed, "$ref": counted})
     schema = resolve_patterns(closed(json.loads(schema_text)), keys)
-    formats = FormatChecker(FORMAT_EXAMPLES)
+    formats = jsonschema.FormatChecker(FORMAT_EXAMPLES)
     return guarded(schema, registry=Registry(), format_checker=formats), left
 
 # %% ../../nbs/lib/tools/check.ipynb #c016

@@ -12,6 +12,7 @@ import re
 from functools import lru_cache
 
 from ..base.errors import UserError
+from ..base.jsontext import import_jsonschema
 
 # %% ../../nbs/lib/tools/schema.ipynb #c004
 def tool_schema(
@@ -132,9 +133,8 @@ def is_pattern(
 # %% ../../nbs/lib/tools/schema.ipynb #c016
 def schema_formats():  # a `FormatChecker` of jsonschema
     "The formats of JSON Schema 2020-12, in which a regular expression is one for `regex`."
-    from jsonschema import Draft202012Validator, FormatChecker
-
-    formats = FormatChecker(Draft202012Validator.FORMAT_CHECKER.checkers)
+    jsonschema = import_jsonschema()
+    formats = jsonschema.FormatChecker(jsonschema.Draft202012Validator.FORMAT_CHECKER.checkers)
     formats.checks("regex")(is_pattern)
     return formats
 
@@ -145,19 +145,18 @@ def check_schema(
     where: str,  # how to name it in a message
 ) -> None:
     "Raise `UserError` if a schema is not valid JSON Schema 2020-12 or has a reference that leads out of it."
-    from jsonschema import Draft202012Validator, SchemaError
     from referencing import Registry
     from referencing import jsonschema as drafts
     from referencing.exceptions import Unresolvable
 
-    schema = json.loads(schema_text)
+    jsonschema, schema = import_jsonschema(), json.loads(schema_text)
     target = ""
     try:
-        Draft202012Validator.check_schema(schema, schema_formats())
+        jsonschema.Draft202012Validator.check_schema(schema, schema_formats())
         resolver = Registry().resolver_with_root(drafts.DRAFT202012.create_resource(schema))
         for target in references(schema):
             resolver.lookup(target)
-    except SchemaError as error:
+    except jsonschema.SchemaError as error:
         place = ".".join([where, *map(str, error.absolute_path)])
         raise UserError(f"{place}: not valid JSON Schema: {error.message[:200]}.") from None
     except (Unresolvable, ValueError, AttributeError, TypeError):

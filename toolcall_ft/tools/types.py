@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/lib/tools/types.ipynb #c002
 from ..base.errors import UserError
-from ..base.jsontext import dump_json
+from ..base.jsontext import dump_json, import_jsonschema
 from .loose import JSON_TYPES, any_of, clean_type, prose_enum
 
 # %% ../../nbs/lib/tools/types.ipynb #c004
@@ -90,9 +90,7 @@ def has_type(
     kinds: list,  # of `JSON_TYPES`
 ) -> bool:
     "Is a value of one of these types?"
-    from jsonschema import Draft202012Validator
-
-    checker = Draft202012Validator.TYPE_CHECKER
+    checker = import_jsonschema().Draft202012Validator.TYPE_CHECKER
     return any(checker.is_type(value, kind) for kind in kinds)
 
 # %% ../../nbs/lib/tools/types.ipynb #c012
