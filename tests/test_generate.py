@@ -316,6 +316,26 @@ def test_batches_give_the_texts_of_single_requests(engine, noise, tokenizer):
     assert len({answer["text"] for answer in together}) > 1
 
 
+def test_requests_with_tools_of_their_own_share_a_batch_without_a_grammar(
+    noise, tokenizer, monkeypatch
+):
+    requests = [
+        {"messages": [{"role": "user", "content": text}], "tools": TOOLS[:count]}
+        for count, text in enumerate(["on", "请把厨房的灯打开，谢谢", "x " * 30], start=1)
+    ]
+    sizes = []
+
+    def counted(model, tokenizer, prompts, *options):
+        sizes.append(len(prompts))
+        return batch.generate_batch(model, tokenizer, prompts, *options)
+
+    monkeypatch.setattr("toolcall_ft.generate.answers.generate_batch", counted)
+    together = generate_answers(noise, tokenizer, requests, max_new_tokens=20)
+    single = [generate_answers(noise, tokenizer, [each], max_new_tokens=20)[0] for each in requests]
+    assert [answer["text"] for answer in together] == [answer["text"] for answer in single]
+    assert sizes == [3, 1, 1, 1] and len({answer["text"] for answer in together}) == 3
+
+
 def test_cut_off_is_an_error_and_never_a_call(noise, tokenizer):
     request = {"messages": [{"role": "user", "content": "write"}], "tools": TOOLS[2:3]}
     answer = generate_answers(

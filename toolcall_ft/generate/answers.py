@@ -30,18 +30,23 @@ def generate_answers(
 ) -> list:  # {"content", "calls", "errors", "text", "seconds"}, in the order of the requests
     "Ask a model, in batches; the answers are parsed into content, calls and errors."
     prompts = [request_prompt(request, tokenizer, thinking) for request in requests]
-    batches = make_batches(requests, list(map(len, prompts)), batch_size)
+    lengths = [len(prompt) for prompt in prompts]
+    batches = make_batches(requests, lengths, batch_size, mixed=not constrained)
     answers = [None] * len(requests)
     # disable=None: the bar is shown in a terminal only
     for batch in tqdm(batches, unit="batch", leave=False, disable=None):
         start = time.perf_counter()
-        tools = requests[batch[0]].get("tools") or []
-        grammar = tool_grammar(tools, required, tool_format(tokenizer)) if constrained else None
+        grammar = None
+        if constrained:
+            tools = requests[batch[0]].get("tools") or []
+            grammar = tool_grammar(tools, required, tool_format(tokenizer))
         rows = generate_batch(
             model, tokenizer, [prompts[i] for i in batch], grammar, engine, max_new_tokens
         )
         for i, row in zip(batch, rows):
-            answers[i] = read_answer(tokenizer, row, tools) | {"seconds": time.perf_counter() - start}
+            seconds = time.perf_counter() - start
+            offered = requests[i].get("tools") or []
+            answers[i] = read_answer(tokenizer, row, offered) | {"seconds": seconds}
     return answers
 
 # %% ../../nbs/04_constrained_generation.ipynb #c019

@@ -63,9 +63,14 @@ def make_batches(
     requests: list,  # {"messages", "tools"}
     lengths: list,  # of their prompts
     size: int,  # the most in a batch
+    mixed: bool = False,  # may requests with other tools be in a batch, rather than alone?
 ) -> list:  # lists of positions in `requests`
     "Positions of requests that offer the same tools and have prompts of like length."
     tools = [dump_json(request.get("tools") or []) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: (tools[i], lengths[i]))
     groups = [list(group) for _, group in groupby(order, key=tools.__getitem__)]
+    if mixed:
+        alone = [group[0] for group in groups if len(group) == 1]
+        groups = [group for group in groups if len(group) > 1]
+        groups.append(sorted(alone, key=lengths.__getitem__))
     return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
