@@ -9,7 +9,7 @@ WARM = $(if $(filter Linux,$(shell uname)),--nbmake-kernel=warm)
 export HF_HUB_DISABLE_TELEMETRY = 1
 export UNSLOTH_DISABLE_STATISTICS = 1
 
-.PHONY: setup demo demo-real test test-pythons browser ollama vllm check readme figures bench docs constraints
+.PHONY: setup demo demo-real test test-all test-pythons browser ollama vllm check readme figures bench docs constraints
 
 setup: $(STAMP)
 	@$(BIN)/toolcall-ft llama-cpp
@@ -29,8 +29,14 @@ demo-real: setup ollama
 	$(BIN)/python benchmarks/home.py
 
 # the lessons run in tests/test_lessons.py, each alone in an empty folder against the wheel, the quickstart in a clean Python 3.12 (tests/test_clean.py); all other notebooks run where they are
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --nbmake --nbmake-timeout=900 $(WARM) tests nbs/lib nbs/deep nbs/glossary.ipynb nbs/index.ipynb
+
 test: setup check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbmake --nbmake-timeout=900 $(WARM) tests nbs/lib nbs/deep nbs/glossary.ipynb nbs/index.ipynb
+	$(PYTEST) -m "not slow"
+
+# with what is named in tests/slow.txt as well
+test-all: setup check
+	$(PYTEST)
 
 # the package and the light tests on every Python that is here: 3.11, 3.12, 3.13
 test-pythons:

@@ -45,6 +45,28 @@ def pytest_configure(config):
         os.sched_setaffinity(0, cores[number::count])
 
 
+SHELVES = ["test_clean.py", "test_lessons.py", "tests", "deep", "lib"]
+
+
+def shelf(item) -> int:
+    "The place of a test's shelf in the order in which they run."
+    names = item.nodeid.partition("::")[0].split("/")
+    return min((SHELVES.index(name) for name in names if name in SHELVES), default=len(SHELVES))
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items, config):
+    "The longest begin, so that no worker waits for one at the end. A file's tests share a worker and its fixtures; lessons share nothing."
+    lines = (config.rootpath / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    items.sort(key=shelf)
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        if {file, f"{file}::{name.partition('[')[0]}"} & set(lines):
+            item.add_marker(pytest.mark.slow)
+        alone = item.path.name == "test_lessons.py"
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else file))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     "A notebook in a test starts from nothing, as for somebody who opens it first: its runs are in a folder of its own."

@@ -48,8 +48,8 @@ def test_the_test_asks_for_everything(home):
     reason="no SmolLM2 here. Fetch it with: toolcall-ft model smollm2",
 )
 def test_the_real_model_takes_two_steps(home, tmp_path):
-    rows = home[0]["train"][:4]
-    report = train_lora(rows, [], str(smollm2()), tmp_path, backend="peft", epochs=1, batch_size=2)
+    rows = home[0]["train"][:2]
+    report = train_lora(rows, [], str(smollm2()), tmp_path, backend="peft", epochs=1, batch_size=1)
     assert report["steps"] == 2 and 0 < report["loss"] < 5
 
 

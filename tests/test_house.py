@@ -253,6 +253,16 @@ def kept_files(repository):
     return listed.stdout.splitlines()
 
 
+def test_what_make_test_leaves_out_is_there(repository):
+    "A line of tests/slow.txt that names nothing would leave nothing out, and nobody would see it."
+    lines = (repository / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert lines == sorted(lines)
+    for line in lines:
+        file, _, test = line.partition("::")
+        text = (repository / file).read_text(encoding="utf-8")
+        assert not test or f"def {test}(" in text, line
+
+
 def test_no_path_of_a_machine_is_written_anywhere(repository):
     for name in kept_files(repository):
         path = repository / name
