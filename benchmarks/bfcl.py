@@ -140,6 +140,12 @@ def show(results: dict) -> str:
     return "\n".join(lines)
 
 
+def bfcl_table(facts: dict) -> str:
+    "The figures of a run as Markdown."
+    said = f"{facts['rows']} training rows; {facts['date']}, {facts['machine']}. Made by `python benchmarks/bfcl.py`."
+    return f"{show(facts['results'])}\n\n{said}"
+
+
 def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "smollm2"
     folder = fetch_package()

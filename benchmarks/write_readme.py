@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+from bfcl import bfcl_table
 from demo_stages import machine_table
 from families import families_table
 from home import home_table
@@ -32,12 +33,16 @@ ZH = {
     "in llama-server": "（llama-server）",
     " to ": " ~ ",
     "| runtime | prompts: test | prompts: hard corpus | outputs the same | calls the same | right calls | seconds, median |": "| 运行时 | 提示词：测试集 | 提示词：难例集 | 输出相同 | 调用相同 | 调用正确率 | 每次用时（秒，中位数） |",
+    " training rows;": " 行训练数据；",
     "training row": "训练行",
     " of ": " / ",
     "| before, three examples in the prompt |": "| 训练前，提示里放三个例子 |",
     "| before |": "| 训练前 |",
     "| exact match | penalty": "| 完全匹配 | 惩罚",
     " | penalty ": " | 惩罚 ",
+    "| simple_python | multiple | all |": "| simple_python | multiple | 合计 |",
+    "| after, with grammar |": "| 训练后，加语法约束 |",
+    "| after |": "| 训练后 |",
     "Made by": "来自",
     "| family | its calls | rows |": "| 系列 | 调用格式 | 训练行 |",
     ": prompts, answers": "：提示词，回答",
@@ -91,6 +96,7 @@ def chinese() -> str:
             lambda facts: home_table(facts).partition("\n\n")[0],
         ),
         "penalty": translated(ROOT / "benchmarks" / "results" / "penalty.json", penalty_table),
+        "bfcl": translated(ROOT / "benchmarks" / "results" / "bfcl.json", bfcl_table),
         "families": translated(ROOT / "benchmarks" / "results" / "families.json", families_table),
     }
     for mark, table in tables.items():
