@@ -8,6 +8,8 @@ WARM = $(if $(filter Linux,$(shell uname)),--nbmake-kernel=warm)
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export UNSLOTH_DISABLE_STATISTICS = 1
+# the tests start some hundred processes, and compiled modules are read faster
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo demo-real test test-all test-pythons browser ollama vllm check readme figures bench docs constraints
 

@@ -50,7 +50,7 @@ def environment(repository):
 
 def test_the_quickstart_in_a_clean_environment(environment, wheel, tmp_path):
     "Python 3.12 and Jupyter, and nothing else: the set-up cell brings the rest, as in Colab."
-    # pip's word for "compile nothing now": of the thousands of files only some are imported
+    # pip's word for "compile nothing now": of the thousands of files only some are imported, and those are compiled then
     variables = {**os.environ, "TOOLCALL_FT": str(wheel), "PIP_NO_COMPILE": "0"}
     variables.pop("TOOLCALL_FT_RUNS", None)
     lesson = tmp_path / LESSONS[0].name
