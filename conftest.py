@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from jupyter_client.connect import LocalPortCache
 
 sys.path.append(str(Path(__file__).parent / "tests"))
 from warm_kernel import start_server
@@ -31,6 +30,8 @@ os.environ.update(
 
 def keep_ports(first: int):
     "Kernels take ports from here on. Those that systems give away by themselves are higher, and one that was free may be taken before the kernel binds to it."
+    from jupyter_client.connect import LocalPortCache
+
     ports = itertools.count(first)
 
     def next_port(cache, address):
@@ -46,7 +47,9 @@ def pytest_configure(config):
     "Ctrl-C works also in what a shell runs in the background. Of several workers each has cores of its own: servers take all that they see, wait busily, and would stand in each other's way."
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = getattr(config, "workerinput", None)
-    keep_ports(20_000 + 2_000 * int(worker["workerid"].removeprefix("gw")) if worker else 18_000)
+    if hasattr(config.option, "nbmake"):  # not in the light environments of tests/pythons.py
+        number = int(worker["workerid"].removeprefix("gw")) if worker else -1
+        keep_ports(20_000 + 2_000 * number)
     config.warm = config.getoption("nbmake_kernel", None) == "warm"
     if config.warm and not worker:
         os.environ["JUPYTER_PATH"] = RUNS.name  # the workers inherit it
