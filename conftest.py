@@ -77,11 +77,11 @@ def shelf(item) -> int:
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items, config):
     "The longest begin, so that no worker waits for one at the end. A file's tests share a worker and its fixtures; lessons share nothing."
-    lines = (config.rootpath / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    named = (config.rootpath / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
     items.sort(key=shelf)
     for item in items:
         file, _, name = item.nodeid.partition("::")
-        if {file, f"{file}::{name.partition('[')[0]}"} & set(lines):
+        if file in named or f"{file}::{name.partition('[')[0]}" in named:
             item.add_marker(pytest.mark.slow)
         alone = item.path.name == "test_lessons.py"
         item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else file))

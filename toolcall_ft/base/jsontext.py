@@ -95,11 +95,11 @@ def dump_json(
 def import_jsonschema():  # the module
     "The library `jsonschema`, without its slow check of the formats `iri` and `iri-reference`."
     slow = "rfc3987_syntax"
-    if slow not in sys.modules:
-        sys.modules[slow] = None  # Python's way to say that there is none
+    known = slow in sys.modules
+    sys.modules.setdefault(slow, None)  # Python's way to say that there is none
+    try:
         import jsonschema
-
-        del sys.modules[slow]
-    import jsonschema
-
+    finally:
+        if not known:
+            del sys.modules[slow]
     return jsonschema
