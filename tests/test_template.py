@@ -557,6 +557,35 @@ def test_a_turn_that_its_prompt_does_not_lead_to_is_set_aside(name):
     )
 
 
+def test_a_turn_is_learnt_behind_the_prompt_that_asks_for_it():
+    "As with Hermes 3, whose results end otherwise before a prompt than before an answer."
+    quirky = load_tokenizer("tiny-qwen2")
+    written = "\\n</tool_response>"
+    assert quirky.chat_template.count(written) == 1
+    quirky.chat_template = quirky.chat_template.replace(
+        written, "\\n</tool_response>' }}{{- '' if loop.last else '\\n"
+    )
+    example = {"tools": [WEATHER], "messages": CONVERSATIONS["loop"]["messages"][:4]}
+    (_, learnt), (text, spans) = training_texts(example, quirky)
+    asked = {**example, "messages": example["messages"][:3]}
+    prompt, answer = render(asked, quirky, prompt=True), example["messages"][3]["content"]
+    assert text == f"{prompt}{answer}<|im_end|>\n" and len(learnt) == 1
+    assert spans == [(len(prompt), len(text))]
+
+
+def test_a_template_that_fails_refuses_its_conversation():
+    endless = load_tokenizer("tiny-qwen2")
+    endless.chat_template = (
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}"
+        "{% if messages[0].content == 'on and on' %}{{ f(1) }}{% endif %}" + endless.chat_template
+    )
+    rows = [{"tools": [], "messages": [user(text), says("ok")]} for text in ("hi", "on and on")]
+    dataset, left_out = encode_dataset(rows, endless)
+    assert len(dataset) == 1
+    assert [row["index"] for row in left_out] == [1]
+    assert "refuses this conversation: maximum recursion" in left_out[0]["reason"]
+
+
 def learnt_runs(labels):
     "(start, stop) of the trained runs"
     edges = [

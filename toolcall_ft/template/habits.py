@@ -89,8 +89,6 @@ def write(
     template: str = None,  # another template than the tokenizer's own
 ) -> str:  # the conversation
     "What the model's own chat template writes; `UserError` when it refuses"
-    from jinja2 import TemplateError
-
     options = {
         "tools": tools or None,
         "tokenize": False,
@@ -100,7 +98,7 @@ def write(
     try:
         text = tokenizer.apply_chat_template(messages, **options)
         return text.replace(PRINTED_MARK, MARK)
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program, and fails in any way that programs do
         raise UserError(f"the chat template refuses this conversation: {error}") from error
 
 # %% ../../nbs/lib/template/habits.ipynb #c014

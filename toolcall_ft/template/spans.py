@@ -11,7 +11,7 @@ import json
 from ..base.errors import UserError, nearest
 from ..base.jsontext import dump_json
 from .control import MARK, hide_control_tokens
-from .habits import content_text, render, scan_turns, template_habits
+from .habits import content_text, render, scan_turns
 from .learn import defined_turns, template_facts, turn_texts
 from ..tools.normalize import tidy_call
 from ..tools.wire import carry_problem
@@ -46,19 +46,25 @@ def turn_alone(
     example: dict,  # {"messages", "tools"}
     place: int,  # of an assistant's message
     tokenizer,  # with a chat template
-    thinking: bool = None,  # as in `render`
-    habits: dict = None,  # as in `render`
+    thinking: bool,  # as in `render`
+    facts: dict,  # from `template_facts`
 ) -> tuple:  # (text, [span])
-    "The conversation up to a turn, where that turn is learnt; `UserError` when the prompt is no beginning of it"
-    habits = habits or template_habits(tokenizer, thinking)
-    prompt, until = turn_texts(example, place, tokenizer, thinking, habits)
-    if until.startswith(prompt) and until.rstrip().endswith(tuple(habits["apart"]["controls"])):
+    """The prompt that asks for a turn, and the turn, which is learnt.
+
+    `UserError` when the turn does not begin as the prompt ends, or has no end.
+    """
+    prompt, until = turn_texts(example, place, tokenizer, thinking, facts["habits"])
+    opener, controls = facts["opener"], tuple(facts["habits"]["apart"]["controls"])
+    opened = prompt.endswith(opener) and prompt.count(opener) == until.count(opener)
+    if opened and any(control in opener for control in controls):
+        # Hermes 3 writes a result before a prompt and the same one before an answer in two ways
+        until = prompt + until.rpartition(opener)[2]
+    if until.startswith(prompt) and until.rstrip().endswith(controls):
         return until, [(len(prompt), len(until))]
     raise UserError(
         f"messages[{place}]: its prompt ends in {prompt[-40:]!r}, and the template does not go on "
-        "from there to this turn, or does not end it. With thinking off a turn must have no "
-        "reasoning, with thinking on some templates need it (reasoning_content, or "
-        "<think>…</think> in the content)"
+        "from there to this turn, or does not end it. A turn without thoughts wants thinking: false; "
+        "one with thoughts has them as reasoning_content, or in <think>…</think>"
     )
 
 # %% ../../nbs/lib/template/spans.ipynb #c005
@@ -151,5 +157,5 @@ def training_texts(
         if wanted and span:
             learnt.append(span)
         elif wanted:
-            alone.append(turn_alone(example, place, tokenizer, thinking, habits=habits))
+            alone.append(turn_alone(example, place, tokenizer, thinking, facts))
     return [(text, learnt), *alone]
