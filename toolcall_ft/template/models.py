@@ -6,6 +6,7 @@
 __all__ = ['model_path', 'load_tokenizer']
 
 # %% ../../nbs/lib/template/models.ipynb #c002
+import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,9 @@ def quiet_bars(
         if shown:
             logging.enable_progress_bar()
 
+# %% ../../nbs/lib/template/models.ipynb #c011b
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # a variable of PyTorch: https://github.com/pytorch/pytorch/pull/107697
+
 # %% ../../nbs/lib/template/models.ipynb #c012
 def load_weights(
     path,  # from `model_path`, or a folder
@@ -105,6 +109,7 @@ def load_weights(
     **options,  # of Transformers' `from_pretrained`
 ):  # a Transformers model
     "The one place where a model is loaded; errors as in `from_hub`."
+    os.environ.setdefault(HUGE_PAGES, "1")
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -13,7 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..base.errors import UserError, install_command, need_packages
-from ..template.models import from_hub, load_weights, model_path, quiet_bars
+from toolcall_ft.template.models import (
+    HUGE_PAGES,
+    from_hub,
+    load_weights,
+    model_path,
+    quiet_bars,
+)
 from .tokens import new_token_ids, rows_to_train
 
 # %% ../../nbs/lib/train/backend.ipynb #c004
@@ -27,6 +33,7 @@ def start_backend(
     if backend not in ("auto", "unsloth", "peft"):
         raise UserError(f"train.backend: {backend!r} is not one of auto, unsloth, peft")
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault(HUGE_PAGES, "1")  # Unsloth's import may already take memory
     if backend == "peft" or (backend == "auto" and not find_spec("unsloth")):
         return "peft"
     try:
