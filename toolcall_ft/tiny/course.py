@@ -14,11 +14,13 @@ from pathlib import Path
 from ..base.files import read_jsonl
 from ..config import read_config
 from ..data.prepare import prepare_data
+from ..template.known import KNOWN_MODELS
 from ..train.lora import train_lora
 from ..train.merge import merge_adapter
 
 # %% ../../nbs/lib/tiny/course.ipynb #c005
-LARGER = {"epochs": 1, "learning_rate": 5e-4, "lora_rank": 16, "lora_alpha": 32}
+PRETRAINED = {"epochs": 1, "lora_rank": 16, "lora_alpha": 32}
+WIDER = {"learning_rate": 5e-4}
 
 # %% ../../nbs/lib/tiny/course.ipynb #c006
 def course_config(
@@ -29,7 +31,8 @@ def course_config(
     config = read_config(files("toolcall_ft").joinpath("course/config.yaml"))
     if model != config["model"]:
         run = "-".join([run, *re.findall(r"[\w.]+", model)])
-        config |= {"model": model, "train": config["train"] | LARGER}
+        changed = PRETRAINED if model in KNOWN_MODELS else PRETRAINED | WIDER
+        config |= {"model": model, "train": config["train"] | changed}
     return {**config, "run": str(Path(os.environ.get("TOOLCALL_FT_RUNS", "runs"), run).absolute())}
 
 # %% ../../nbs/lib/tiny/course.ipynb #c009
