@@ -33,18 +33,17 @@ def first_tokens(model, tokenizer, requests: list) -> list:  # of (probability o
 
 def main() -> None:
     model, tokenizer = load_model(RUN / "merged")
-    pairs = to_requests(read_jsonl(RUN / "data/test.jsonl"))
-    facts = {"date": str(date.today()), "machine": machine_name()}
-    for kind, right in (("words", False), ("a call", True)):
-        asked = [request for request, calls in pairs if bool(calls) == right]
-        found = first_tokens(model, tokenizer, asked)
-        calls = [share for share, likeliest in found if likeliest]
-        facts[kind] = {
-            "n": len(found),
-            "mean probability of a call": sum(share for share, _ in found) / len(found),
-            "opens a call": len(calls),
-            "of these with less than half of the probability": sum(s < 0.5 for s in calls),
-        }
+    asked = [request for request, calls in to_requests(read_jsonl(RUN / "data/test.jsonl")) if not calls]
+    found = first_tokens(model, tokenizer, asked)
+    calls = [share for share, likeliest in found if likeliest]
+    facts = {
+        "date": str(date.today()),
+        "machine": machine_name(),
+        "n": len(found),
+        "mean probability of a call": sum(share for share, _ in found) / len(found),
+        "opens a call": len(calls),
+        "of these with less than half of the probability": sum(share < 0.5 for share in calls),
+    }
     write_text(ROOT / "benchmarks/results/first_token.json", json.dumps(facts, indent=1))
     print(json.dumps(facts, indent=1))
 
