@@ -187,6 +187,7 @@ CONV = {
     "layer_types": ["conv", "full_attention"],
     "block_auto_adjust_ff_dim": False,
     "conv_dim": 128,
+    "block_dim": 128,
 }
 SLIDING = {
     "layer_types": ["sliding_attention", "full_attention"],
