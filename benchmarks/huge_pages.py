@@ -40,7 +40,7 @@ def training_step(model: str):
     adapted, tokenizer = load_peft(model), load_tokenizer(model)
     rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
     width = max(len(row["input_ids"]) for row in rows)
-    fill = {"input_ids": tokenizer.pad_token_id, "labels": -100, "attention_mask": 0}
+    fill = {"input_ids": tokenizer.eos_token_id, "labels": -100, "attention_mask": 0}
     batch = {
         name: torch.tensor([row[name] + [empty] * (width - len(row[name])) for row in rows])
         for name, empty in fill.items()
