@@ -33,7 +33,8 @@ def first_tokens(model, tokenizer, requests: list) -> list:  # of (probability o
 
 def main() -> None:
     model, tokenizer = load_model(RUN / "merged")
-    asked = [request for request, calls in to_requests(read_jsonl(RUN / "data/test.jsonl")) if not calls]
+    pairs = to_requests(read_jsonl(RUN / "data/test.jsonl"))
+    asked = [request for request, calls in pairs if not calls]
     found = first_tokens(model, tokenizer, asked)
     calls = [share for share, likeliest in found if likeliest]
     facts = {

@@ -13,13 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..base.errors import UserError, install_command, need_packages
-from toolcall_ft.template.models import (
-    HUGE_PAGES,
-    from_hub,
-    load_weights,
-    model_path,
-    quiet_bars,
-)
+from ..template.models import HUGE_PAGES, from_hub, load_weights, model_path, quiet_bars
 from .tokens import new_token_ids, rows_to_train
 
 # %% ../../nbs/lib/train/backend.ipynb #c004
