@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -203,6 +204,18 @@ def test_settings_for_a_cpu_are_left_out_on_a_gpu(monkeypatch, pretend):
         not {"--dtype", "--enforce-eager", "--trust-remote-code"} & set(gpu)
         and gpu[gpu.index("--host") + 1] == "127.0.0.1"
     )
+
+
+def test_only_lfm2_on_a_cpu_has_its_positions_turned_by_pytorch(monkeypatch, pretend, tmp_path):
+    folder = tmp_path / "lfm2"
+    shutil.copytree(model_path("tiny-qwen2"), folder)
+    config = read_json(folder / "config.json") | {"model_type": "lfm2"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert '{"custom_ops": ["-rotary_embedding"]}' in vllm_command(folder, 8000)
+    assert "--compilation-config" not in vllm_command(model_path("tiny-qwen2"), 8000)
+    gpu = {"python": sys.executable, "version": "vllm 9", "cpu": False}
+    monkeypatch.setattr("toolcall_ft.serve.vllm_install.find_vllm", lambda: gpu)
+    assert "--compilation-config" not in vllm_command(folder, 8000)
 
 
 def test_a_port_in_use(pretend):

@@ -42,6 +42,9 @@ def check_model(
             "Take chat_template.jinja from the model that it was trained from."
         )
 
+# %% ../../nbs/lib/serve/vllm_command.ipynb #vc000004
+TURN_IN_PYTORCH = '{"custom_ops": ["-rotary_embedding"]}'
+
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c004
 def vllm_command(
     folder,  # a model folder
@@ -66,6 +69,8 @@ def vllm_command(
     }
     if cpu:
         settings["--dtype"] = config.get("dtype") or config.get("torch_dtype") or "auto"
+        if str(config.get("model_type")).startswith("lfm2"):
+            settings["--compilation-config"] = TURN_IN_PYTORCH
     words = [str(word) for pair in settings.items() for word in pair]
     server = [python, "-m", "vllm.entrypoints.openai.api_server"]
     return [*server, *words, "--enable-auto-tool-choice", *cpu, *options]
