@@ -14,13 +14,16 @@ from toolcall_ft.base.errors import UserError
 from toolcall_ft.generate.engines import grammar_accepts
 from toolcall_ft.generate.grammar import tool_grammar
 from toolcall_ft.generate.reading import read_answer
+from toolcall_ft.serve.client import wire_messages
+from toolcall_ft.template.habits import render
 from toolcall_ft.template.models import load_tokenizer
 from toolcall_ft.template.rows import encode_example
 from toolcall_ft.tools.formats import HERMES, TOOL_FORMATS, stop_ids, tool_format
+from toolcall_ft.tools.normalize import normalize_messages
 from toolcall_ft.tools.notation import JSON
 from toolcall_ft.tools.wire import carry_problem
 
-TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+TEMPLATES = [Path(trl.__file__).parent / "chat_templates", Path(__file__).parent / "golden"]
 EACH = pytest.mark.parametrize("form", TOOL_FORMATS, ids=lambda form: form.name)
 BY_NAME = {form.name: form for form in TOOL_FORMATS}
 
@@ -30,7 +33,8 @@ def borrow(name):
     "The embedded tokenizer with the chat template of another family."
     tokenizer = load_tokenizer("tiny-qwen2")
     tokenizer.bos_token = "<|endoftext|>"
-    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    files = [folder / f"{name}.jinja" for folder in TEMPLATES]
+    tokenizer.chat_template = next(filter(Path.is_file, files)).read_text(encoding="utf-8")
     return tokenizer
 
 
@@ -53,6 +57,7 @@ FAMILIES = {
     "gemma4_v3": "gemma4-first",
     "gemma4_v4": "gemma4-first",
     "gemma4_v5": "gemma4",
+    "functiongemma": "functiongemma",
 }
 
 
@@ -72,6 +77,25 @@ def test_a_call_is_written_as_the_template_writes_it(template, name):
         ]
         text = borrow(template).apply_chat_template(messages, tools=TOOLS, tokenize=False)
         assert BY_NAME[name].write([call]) in text
+
+
+@pytest.mark.parametrize("template, name", FAMILIES.items())
+def test_what_a_server_is_sent_makes_the_prompt_of_training(template, name):
+    "Gemma 4 names the tool of each result, which it finds by the id of the call."
+    calls = CALLS[1:2] if BY_NAME[name].between is None else [CALLS[1], CALLS[3]]
+    turns = [{"type": "function", "function": call} for call in calls]
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "tool_calls": turns},
+        *({"role": "tool", "name": call["name"], "content": f"{call}"} for call in calls),
+    ]
+    request = {"messages": normalize_messages(messages, TOOLS), "tools": TOOLS}
+    sent = wire_messages(request)
+    for call in sent[1]["tool_calls"]:  # every server does so
+        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    options = {"tools": TOOLS, "tokenize": False, "add_generation_prompt": True}
+    theirs = borrow(template).apply_chat_template(sent, **options)
+    assert render(request, borrow(template), True) == theirs
 
 
 GRANITE = (

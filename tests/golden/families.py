@@ -41,7 +41,7 @@ class Family:
 
     name: str
     form: str  # the name of its `ToolFormat`
-    template: str  # TRL's name of its chat template, or a file of llama.cpp
+    template: str  # TRL's name of its chat template, or a file of llama.cpp or of this folder
     tokenizer: callable  # (folder of SOURCES, target): writes the tokenizer
     config: str  # Transformers' class
     settings: dict = field(default_factory=dict)  # of its architecture
@@ -195,6 +195,12 @@ SLIDING = {
     "global_head_dim": 64,
     "hidden_size_per_layer_input": 0,
 }
+FUNCTION_TOKENS = [
+    f"<{end}_function_{what}>"
+    for what in ("declaration", "call", "response")
+    for end in ("start", "end")
+]
+TURNS = ("<start_of_turn>", "<escape>", *FUNCTION_TOKENS)
 SCALES = {
     "embedding_multiplier": 2.0,
     "attention_multiplier": 0.125,
@@ -227,6 +233,14 @@ FAMILIES = [
         SCALES,
     ),
     Family("Gemma 4", "gemma4", "gemma4_v5", gemma4, "Gemma4TextConfig", SLIDING),
+    Family(
+        "FunctionGemma",
+        "functiongemma",
+        "functiongemma.jinja",
+        tiny("<bos>", "<end_of_turn>", "<pad>", *TURNS),
+        "Gemma3TextConfig",
+        {"head_dim": 32, "layer_types": SLIDING["layer_types"]},
+    ),
 ]
 BY_NAME = {family.name: family for family in FAMILIES}
 
@@ -260,13 +274,13 @@ def save_random_model(folder: Path, family: Family) -> None:
 
 
 def template_text(family: Family, models: Path) -> str:
-    "A family's chat template, as TRL or llama.cpp ships it."
+    "A family's chat template, as TRL or llama.cpp ships it; our own where neither does."
     import trl
 
-    path = Path(trl.__file__).parent / "chat_templates" / f"{family.template}.jinja"
-    if family.template.endswith(".jinja"):
-        path = models / family.template
-    return path.read_text(encoding="utf-8")
+    shipped = Path(trl.__file__).parent / "chat_templates"
+    places = (Path(__file__).parent, models, shipped)
+    files = (place / f"{family.template.removesuffix('.jinja')}.jinja" for place in places)
+    return next(file for file in files if file.is_file()).read_text(encoding="utf-8")
 
 
 def family_model(name: str) -> Path:

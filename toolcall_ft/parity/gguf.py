@@ -12,7 +12,7 @@ from ..export.convert import gguf_problems
 from ..export.formats import GGUF_TYPES, fallback_tensors
 from .corpus import conversation
 from ..template.compare import diff
-from ..template.habits import tidy_message
+from ..template.habits import tidy_messages
 
 # %% ../../nbs/lib/parity/gguf.ipynb #c005
 def finding(severity: str, what: str, fix: str = "") -> dict:
@@ -27,10 +27,9 @@ def render_with(
     prompt: bool = True,  # open the assistant's turn
 ) -> tuple:  # (text, "") or (None, what went wrong)
     "What a template makes of a conversation in Transformers' sandbox."
-    messages = [tidy_message(message) for message in case["messages"]]
     try:
         return tokenizer.apply_chat_template(
-            messages,
+            tidy_messages(case["messages"]),
             tools=case["tools"] or None,
             chat_template=template,
             tokenize=False,

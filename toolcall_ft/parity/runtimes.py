@@ -11,7 +11,7 @@ from functools import lru_cache
 from ..base.errors import UserError
 from ..generate.answers import transformers_predictor
 from ..generate.model import load_model
-from ..template.habits import tidy_message
+from ..template.habits import tidy_messages
 from ..template.rows import encode_example
 
 # %% ../../nbs/lib/parity/runtimes.ipynb #c005
@@ -43,7 +43,7 @@ class TransformersRuntime:
         )
 
     def prompt_ids(self, request: dict) -> list:
-        messages = [tidy_message(message) for message in request["messages"]]
+        messages = tidy_messages(request["messages"])
         return self.tokenizer.apply_chat_template(
             messages, tools=request["tools"] or None, add_generation_prompt=True, return_dict=False
         )

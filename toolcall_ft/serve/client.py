@@ -17,18 +17,16 @@ from ..data.rewrite import open_client
 from ..generate.reading import CUT_OFF
 from ..template.rows import encode_prompt
 from ..tools.formats import ToolFormat, tool_format
-from ..tools.normalize import normalize_messages
+from ..tools.normalize import normalize_messages, number_calls
 from ..tools.wire import as_typed, drop_stops
 
 # %% ../../nbs/lib/serve/client.ipynb #c005
 def wire_call(
     call: dict,  # of an example: `arguments` is an object
-    identity: str,  # the call's id
 ) -> dict:
     "A call as OpenAI's protocol wants it."
     function = call["function"]
-    arguments = dump_json(function["arguments"])
-    return {"id": identity, "type": "function", "function": {**function, "arguments": arguments}}
+    return {**call, "function": {**function, "arguments": dump_json(function["arguments"])}}
 
 # %% ../../nbs/lib/serve/client.ipynb #c006
 def wire_messages(
@@ -38,18 +36,10 @@ def wire_messages(
 
     Everything has the form of training (`normalize_messages`). The input is not changed.
     """
-    sent, open_calls = [], []
-    for message in normalize_messages(request["messages"], request.get("tools")):
+    sent = number_calls(normalize_messages(request["messages"], request.get("tools")))
+    for message in sent:
         if message.get("tool_calls"):
-            calls = [
-                wire_call(call, f"call_{len(sent)}_{i}")
-                for i, call in enumerate(message["tool_calls"])
-            ]
-            message["tool_calls"] = calls
-            open_calls = [call["id"] for call in calls]
-        if message["role"] == "tool":
-            message["tool_call_id"] = open_calls.pop(0) if open_calls else "call_unknown"
-        sent.append(message)
+            message["tool_calls"] = [wire_call(call) for call in message["tool_calls"]]
     return sent
 
 # %% ../../nbs/lib/serve/client.ipynb #c009

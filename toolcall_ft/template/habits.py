@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from ..base.errors import UserError
 from ..base.jsontext import dump_json
 from .control import MARK, added_tokens, hide_control_tokens, split_tokenizer
-from ..tools.normalize import tidy_call
+from ..tools.normalize import number_calls, tidy_call
 
 # %% ../../nbs/lib/template/habits.ipynb #c005
 def scan_turns(
@@ -75,6 +75,14 @@ def tidy_message(
     if message.get("tool_calls"):
         tidy["tool_calls"] = [tidy_call(call) for call in message["tool_calls"]]
     return tidy
+
+# %% ../../nbs/lib/template/habits.ipynb #vh000001
+def tidy_messages(
+    messages: list,  # of a conversation
+    thoughts: bool = False,  # as in `tidy_message`
+) -> list:
+    "The messages in the shape that chat templates take, results tied to their calls by ids"
+    return number_calls([tidy_message(message, thoughts) for message in messages])
 
 # %% ../../nbs/lib/template/habits.ipynb #c013
 PRINTED_MARK = repr(MARK)[1:-1]  # by a template that writes lists as Python does
@@ -292,7 +300,7 @@ def render(
     """
     habits = habits or template_habits(tokenizer, thinking)
     hide = habits["apart"]["hide"]
-    tidy = [tidy_message(message, habits["thoughts"]) for message in example["messages"]]
+    tidy = tidy_messages(example["messages"], habits["thoughts"])
     messages, tools = hide_control_tokens([tidy, example.get("tools")], hide)
     answered = not prompt and messages and messages[-1].get("role") == "assistant"
     newest = messages[-1] if answered else {}

@@ -14,7 +14,7 @@ from ..base.errors import UserError
 from ..base.files import write_text
 from ..base.jsontext import dump_json
 from .control import BREAK, MARK, hide_control_tokens, split_tokenizer
-from .habits import PROBES, template_habits, tidy_message, write
+from .habits import PROBES, template_habits, tidy_messages, write
 from toolcall_ft.template.macros import (
     BY_IDS,
     HEAD,
@@ -350,7 +350,7 @@ def written(
 ) -> str:  # text
     "A conversation by a template that need not be the tokenizer's"
     thoughts = "reasoning_content" in template
-    messages = [tidy_message(message, thoughts) for message in example["messages"]]
+    messages = tidy_messages(example["messages"], thoughts)
     tools = example.get("tools")
     if pattern:
         messages, tools = hide_control_tokens([messages, tools], pattern)

@@ -250,3 +250,22 @@ def normalize_messages(
         for call in message.get("tool_calls") or []:
             order_call(call, schemas)
     return tidy
+
+# %% ../../nbs/lib/tools/normalize.ipynb #vn000002
+def number_calls(
+    messages: list,  # of a conversation, the results in the order of their calls
+) -> list:  # the same conversation; the input is not changed
+    "Every call has an id, and every result the id of its call."
+    numbered, open_ids = [], []
+    for turn, message in enumerate(messages):
+        calls = message.get("tool_calls")
+        if calls:
+            open_ids = [f"call_{turn}_{i}" for i in range(len(calls))]
+            message = {
+                **message,
+                "tool_calls": [{"id": id, **call} for id, call in zip(open_ids, calls)],
+            }
+        if message["role"] == "tool":
+            message = {**message, "tool_call_id": open_ids.pop(0) if open_ids else "call_unknown"}
+        numbered.append(message)
+    return numbered
