@@ -94,7 +94,7 @@ def streamed(server, request):
     "A server's streamed answer: the calls by their index."
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     options = {"temperature": 0, "max_tokens": TOKENS, "parallel_tool_calls": True}
-    options |= {"tools": request["tools"], "stream": True}
+    options |= {"tools": request["tools"], "stream": True, **server.asks}
     calls, content = {}, ""
     chunks = client.chat.completions.create(
         model=server.model, messages=wire_messages(request), **options
@@ -147,7 +147,7 @@ def sort_keys(value):
 
 def ask_runtime(name, server, answers, cases, wanted, tokenizer):
     "Everything that one server makes of a family's model."
-    whole = openai_client(server.url, server.model, TOKENS)
+    whole = openai_client(server.url, server.model, TOKENS, asks=server.asks)
     row = {
         "whole": check_answers(lambda request: whole([request])[0], answers),
         "streamed": check_answers(lambda request: streamed(server, request), answers),

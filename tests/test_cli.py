@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -1212,7 +1213,9 @@ def test_the_question_to_try_is_found_with_a_system_message_too(project, system)
     config["data"]["system"] = system
     assert make_data(config)["train"]
     question = known_tools(config)[1]
-    assert question and write_request(config, "m").read_text().count(question)
+    server = SimpleNamespace(model="m", asks={"reasoning_effort": "none"})
+    request = write_request(config, server).read_text()
+    assert question and request.count(question) and json.loads(request)["reasoning_effort"] == "none"
 
 
 def test_parity_that_compared_no_server_is_a_fault(project, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from golden.families import family_model
 
 from toolcall_ft.base.errors import UserError
 from toolcall_ft.base.http import ask_json, fetch_json
@@ -322,6 +323,32 @@ def test_the_prompt_is_that_of_training(server, tokenizer, name):
         encode_prompt(request, tokenizer)
     )
     assert server.prompt_ids(request) == list(encode_prompt(request, tokenizer))
+
+
+def test_gemma_4_is_not_asked_to_think_and_begins_once(ollama, tmp_path):
+    "Ollama writes its prompts by itself; of two calls it names the tool of each result."
+    model = shutil.copytree(family_model("Gemma 4"), tmp_path / "model")
+    tokenizer = load_tokenizer(str(model))
+    calls = [
+        {"type": "function", "function": {"name": name, "arguments": {"city": "Oslo"}}}
+        for name in ("get_weather", "get_time")
+    ]
+    turns = [
+        {"role": "user", "content": "How is Oslo?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "name": "get_weather", "content": "rain"},
+        {"role": "tool", "name": "get_time", "content": "noon"},
+    ]
+    city = {"city": {"type": "string", "description": "a city"}}
+    tools = [
+        {"name": call["function"]["name"], "description": "d", "parameters": city}
+        for call in calls
+    ]
+    tools, _ = clean_tools(tools)
+    with OllamaServer(export_gguf(model, tmp_path, ["F16"])["F16"]) as server:
+        for messages in (turns[:1], turns):
+            request = {"messages": messages, "tools": tools}
+            assert server.prompt_ids(request) == list(encode_prompt(request, tokenizer))
 
 
 def test_go_cannot_keep_turns_of_one_role_apart(go, native, tokenizer):

@@ -158,8 +158,9 @@ def open_predictor(
 
     runtime, form = (name, "") if name in RUNTIMES else ("llama-server", name)
     limit = config["generate"]["max_new_tokens"]
+    slots = config["serve"]["slots"]
     with make_server(config, runtime, form) as server:
-        yield openai_client(server.url, server.model, limit, workers=config["serve"]["slots"])
+        yield openai_client(server.url, server.model, limit, workers=slots, asks=server.asks)
 
 # %% ../../nbs/lib/cli/pipeline.ipynb #c013
 def measure(

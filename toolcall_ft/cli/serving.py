@@ -22,7 +22,7 @@ from .talk import known_tools
 # %% ../../nbs/lib/cli/serving.ipynb #c004
 def write_request(
     config: dict,  # the configuration
-    model: str,  # the name to ask for
+    server,  # that is to be asked
 ) -> Path:  # of request.json in the run folder
     "A request as the model knows them: the tools of its training and a question that was held out, in OpenAI's shape."
     from toolcall_ft.base.files import write_text
@@ -31,7 +31,8 @@ def write_request(
     words = config["data"]["system"]
     system = [{"role": "system", "content": words}] if words else []
     request = {
-        "model": model,
+        "model": server.model,
+        **server.asks,
         "messages": [*system, {"role": "user", "content": question or "Hello!"}],
         "tools": tools,
         "temperature": 0,
@@ -77,7 +78,7 @@ def serve_command(arguments):
     title = RUNTIMES[runtime]
     try:
         with make_server(config, runtime, arguments.format, port) as server:
-            line = curl_line(server.url, write_request(config, server.model))
+            line = curl_line(server.url, write_request(config, server))
             print(f"{title} answers at {server.url}/v1 as {server.model}. Ctrl-C ends it.", end=" ")
             print(f"Try it from another terminal:\n\n{line}\n", flush=True)
             wait_for_end(server)

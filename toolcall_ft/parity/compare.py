@@ -236,7 +236,7 @@ def runtime_answers(
 ) -> dict:  # {"answers", "evaluation"}; empty if it cannot answer
     "What a runtime answers, and how often its calls are right."
     ask = getattr(runtime, "answer", None) or (
-        openai_client(runtime.url, runtime.model, max_new_tokens)
+        openai_client(runtime.url, runtime.model, max_new_tokens, asks=runtime.asks)
         if hasattr(runtime, "url")
         else None
     )

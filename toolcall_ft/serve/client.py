@@ -140,12 +140,14 @@ def openai_client(
     form: ToolFormat = None,  # let the model write as it likes, and read its text by this format
     workers: int = 1,  # requests in flight at the same time: the server's slots
     timeout: float = 300,  # seconds for one answer
+    asks: dict = None,  # what every request has to say besides, from a server's `asks`
 ):  # a function from a list of requests to a list of answers
     "A predictor that asks a server with OpenAI's client, with `tools=` and at temperature 0."
     from concurrent.futures import ThreadPoolExecutor
 
     client = open_client(url, None, timeout, 0)
     settings = {"model": model or "default", "temperature": 0, "max_tokens": max_new_tokens}
+    settings |= asks or {}
 
     def answer(requests: list) -> list:
         with ThreadPoolExecutor(workers) as pool:

@@ -34,6 +34,9 @@ def ollama_binary() -> str:  # a path
         )
     return binary
 
+# %% ../../nbs/lib/serve/ollama.ipynb #vo000002
+FAMILY_ASKS = {"gemma4": {"reasoning_effort": "none"}}
+
 # %% ../../nbs/lib/serve/ollama.ipynb #c006
 class OllamaServer(Server):
     "An Ollama of our own that runs while the `with` block does, with one model in a folder that is gone afterwards."
@@ -66,6 +69,8 @@ class OllamaServer(Server):
 
     def prepare(self):
         create_model(self)
+        family = ask_json(f"{self.url}/api/show", {"model": self.model})["details"]["family"]
+        self.asks = FAMILY_ASKS.get(family, {})
 
     def __exit__(self, *exception):
         self.close()
@@ -188,6 +193,7 @@ def ollama_prompt(
         "model": server.model,
         "messages": wire_messages(request),
         "_debug_render_only": True,
+        **server.asks,
         **({"tools": request["tools"]} if request.get("tools") else {}),
     }
     answer = ask_json(f"{server.url}/v1/chat/completions", body, server.timeout)
@@ -213,4 +219,6 @@ def ollama_tokens(
             f"{server.command[0]}: this Ollama has started no llama-server, so it is too old to be asked for "
             f"token ids. Version {OLLAMA_VERSION} does: toolcall-ft ollama"
         )
-    return server_tokens(f"http://127.0.0.1:{ports[-1]}", text)
+    behind = f"http://127.0.0.1:{ports[-1]}"
+    first, ids = server_tokens(behind, ""), server_tokens(behind, text)
+    return ids[1:] if first and ids[:2] == first * 2 else ids

@@ -51,6 +51,7 @@ class Server:
 
     listening = r"listening on (http://\S+)"  # how its log says where it can be reached
     health = "/health"  # a page that answers when it is ready
+    asks = {}  # what every request has to say besides
 
     command: list  # the command line
     source: object  # what is served, for messages

@@ -148,7 +148,10 @@ def mark_notation(
 # %% ../../nbs/lib/tools/formats.ipynb #c019
 GEMMA4_NOTES = (
     ("llama-server", "reads calls by itself; --reasoning off, or it asks the template to think"),
-    ("Ollama", "reads calls by itself; but its own template for this family makes other prompts"),
+    (
+        "Ollama",
+        "reads calls by itself; each request must say reasoning_effort: none, or it asks for thoughts",
+    ),
 )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c020
