@@ -65,7 +65,8 @@ def main() -> None:
         found = run_lesson(path, model)
         facts["lessons"][path.stem] = found
         facts |= {"model": model, "date": str(date.today()), "machine": machine_name()}
-        write_text(results, json.dumps(facts, indent=1, ensure_ascii=False))
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        write_text(results, text.replace(f"{ROOT}/", ""))
         print(f"{path.stem}: {found['seconds']} s; fails: {found['checks that fail']}", flush=True)
         print(*found["shown"].values(), sep="\n")
 

@@ -57,6 +57,7 @@ def vllm_command(
     python, cpu = vllm_python()
     check_model(folder)
     config = read_json(Path(folder) / "config.json")
+    form = tool_format(load_tokenizer(folder))
     settings = {
         "--model": folder,
         "--served-model-name": Path(folder).name,
@@ -64,7 +65,7 @@ def vllm_command(
         "--port": port,
         "--max-model-len": context,
         "--max-num-seqs": slots,
-        "--tool-call-parser": tool_format(load_tokenizer(folder)).vllm_parser,
+        "--tool-call-parser": form.vllm_parser,
         "--override-generation-config": '{"temperature": 0, "repetition_penalty": 1}',
     }
     if cpu:
@@ -73,4 +74,4 @@ def vllm_command(
             settings["--compilation-config"] = TURN_IN_PYTORCH
     words = [str(word) for pair in settings.items() for word in pair]
     server = [python, "-m", "vllm.entrypoints.openai.api_server"]
-    return [*server, *words, "--enable-auto-tool-choice", *cpu, *options]
+    return [*server, *words, "--enable-auto-tool-choice", *form.vllm_options, *cpu, *options]

@@ -148,6 +148,7 @@ def mark_notation(
 # %% ../../nbs/lib/tools/formats.ipynb #c019
 GEMMA4_NOTES = (
     ("llama-server", "reads calls by itself; --reasoning off, or it asks the template to think"),
+    ("vLLM", "with --chat-template-content-format string, or a system message ends in a blank"),
     (
         "Ollama",
         "reads calls by itself; each request must say reasoning_effort: none, or it asks for thoughts",
@@ -166,6 +167,7 @@ GEMMA4 = MarkFormat(
     notation=mark_notation('<|"|>'),
     vllm_parser="gemma4",
     llama_options=("--reasoning", "off"),
+    vllm_options=("--chat-template-content-format", "string"),
     notes=GEMMA4_NOTES,
 )
 

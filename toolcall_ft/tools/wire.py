@@ -86,6 +86,7 @@ class FormatFacts:
     result_opening: str = ""  # where a user's turn is a tool's result: how it begins
     vllm_parser: str = ""  # vLLM's --tool-call-parser
     llama_options: tuple = ()  # what llama-server has to be told
+    vllm_options: tuple = ()  # what vLLM has to be told besides
     ollama_template: str = ""  # our file with the Go TEMPLATE for an Ollama before 2026
     notes: tuple = ()  # of (server, what was measured there), where it is not as one would wish
 
