@@ -53,6 +53,7 @@ LLAMA3 = BareFormat(
     between=None,
     call_starts="{<",
     vllm_parser="llama3_json",
+    notes=(("vLLM", "streamed, a call without arguments comes with an empty text, not {}"),),
 )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c009
@@ -187,6 +188,7 @@ FUNCTION_GEMMA = MarkFormat(
     vllm_parser="functiongemma",
     notes=(
         ("llama-server", "has no parser for this family: ask it by token ids"),
+        ("vLLM", "its parser drops arguments that are no text: ask it by token ids"),
         ("Ollama", "not measured; it wants RENDERER and PARSER functiongemma in the Modelfile"),
     ),
 )
