@@ -178,8 +178,8 @@ ROLES = ("<|start_of_role|>", "<|end_of_role|>", "<tool_response>", "</tool_resp
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
     "head_dim": 64,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
+    "linear_key_head_dim": 128,  # vLLM's kernel for processors has no small ones
+    "linear_value_head_dim": 128,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
 }
