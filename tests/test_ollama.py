@@ -27,7 +27,7 @@ from toolcall_ft.serve.client import openai_client, wire_messages
 from toolcall_ft.serve.llama import SLEEPING
 from toolcall_ft.serve.modelfile import write_modelfile
 from toolcall_ft.serve.gotemplate import QWEN_SYSTEM, go_template
-from toolcall_ft.serve.ollama import OllamaServer, is_modelfile, ollama_prompt
+from toolcall_ft.serve.ollama import OllamaServer, is_modelfile, ollama_prompt, ollama_tokens
 from toolcall_ft.serve.ollama_build import (
     OLLAMA_VERSION,
     build_ollama,
@@ -349,6 +349,15 @@ def test_gemma_4_is_not_asked_to_think_and_begins_once(ollama, tmp_path):
         for messages in (turns[:1], turns):
             request = {"messages": messages, "tools": tools}
             assert server.prompt_ids(request) == list(encode_prompt(request, tokenizer))
+
+
+@pytest.mark.parametrize("set_by_itself, ids", [([2], [2, 5]), ([], [2, 5])])
+def test_a_first_token_that_is_written_out_counts_once(monkeypatch, set_by_itself, ids):
+    "Ollama takes it off where llama-server sets one by itself."
+    tokens = {"": set_by_itself, "<bos>a": [*set_by_itself, 2, 5]}
+    monkeypatch.setattr("toolcall_ft.serve.ollama.server_tokens", lambda url, text: tokens[text])
+    server = SimpleNamespace(log=lambda: "starting llama-server --port 1")
+    assert ollama_tokens(server, "<bos>a") == ids
 
 
 def test_go_cannot_keep_turns_of_one_role_apart(go, native, tokenizer):

@@ -239,7 +239,7 @@ FAMILIES = [
         "functiongemma.jinja",
         tiny("<bos>", "<end_of_turn>", "<pad>", *TURNS),
         "Gemma3TextConfig",
-        {"head_dim": 32, "query_pre_attn_scalar": 32, "layer_types": SLIDING["layer_types"]},
+        {"head_dim": 32, "query_pre_attn_scalar": 32, "layer_types": ["sliding_attention"] * 2},
     ),
 ]
 BY_NAME = {family.name: family for family in FAMILIES}
