@@ -172,9 +172,10 @@ def ids_body(
     "A request as token ids, exactly those of training."
     messages = normalize_messages(request["messages"], request.get("tools"))
     prompt = encode_prompt({**request, "messages": messages}, tokenizer)
-    shown = {  # the tags of calls may be control tokens: vLLM's word for it, and llama-server's
+    form = tool_format(tokenizer)
+    shown = {  # tags and quotes of calls may be control tokens: vLLM's word for it, and llama-server's
         "skip_special_tokens": False,
-        "preserved_tokens": tool_format(tokenizer).tags,
+        "preserved_tokens": [*form.tags, *form.notation.quotes],
     }
     return {**settings, "prompt": list(prompt), "temperature": 0, **shown}
 

@@ -189,7 +189,10 @@ FUNCTION_GEMMA = MarkFormat(
     notes=(
         ("llama-server", "has no parser for this family: ask it by token ids"),
         ("vLLM", "its parser drops arguments that are no text: ask it by token ids"),
-        ("Ollama", "not measured; it wants RENDERER and PARSER functiongemma in the Modelfile"),
+        (
+            "Ollama",
+            "reads no calls by itself; RENDERER and PARSER functiongemma in the Modelfile are not measured",
+        ),
     ),
 )
 
