@@ -10,8 +10,10 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import trl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -216,6 +218,14 @@ def test_only_lfm2_on_a_cpu_has_its_positions_turned_by_pytorch(monkeypatch, pre
     gpu = {"python": sys.executable, "version": "vllm 9", "cpu": False}
     monkeypatch.setattr("toolcall_ft.serve.vllm_install.find_vllm", lambda: gpu)
     assert "--compilation-config" not in vllm_command(folder, 8000)
+
+
+def test_a_thought_that_the_prompt_opens_is_parted_from_the_answer(pretend, tmp_path):
+    folder = shutil.copytree(model_path("tiny-qwen2"), tmp_path / "qwen3.6")
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3_6.jinja"
+    shutil.copy2(template, folder / "chat_template.jinja")
+    assert "--reasoning-parser" in vllm_command(folder, 8000)
+    assert "--reasoning-parser" not in vllm_command(model_path("tiny-qwen2"), 8000)
 
 
 def test_a_port_in_use(pretend):

@@ -12,6 +12,7 @@ from ..base.errors import UserError
 from ..base.files import read_json
 from .vllm_install import vllm_python
 from ..template.models import load_tokenizer
+from ..template.rows import encode_prompt
 from ..tools.formats import tool_format
 
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c003
@@ -45,6 +46,15 @@ def check_model(
 # %% ../../nbs/lib/serve/vllm_command.ipynb #vc000004
 TURN_IN_PYTORCH = '{"custom_ops": ["-rotary_embedding"]}'
 
+# %% ../../nbs/lib/serve/vllm_command.ipynb #vc000005
+def thought_options(
+    tokenizer,  # of the model
+) -> list:  # of words
+    "vLLM's parser of thoughts where a prompt opens one: else the thought stays in the words of an answer."
+    request = {"messages": [{"role": "user", "content": "Hi"}], "tools": []}
+    prompt = tokenizer.decode(encode_prompt(request, tokenizer))
+    return ["--reasoning-parser", "qwen3"] if prompt.rstrip().endswith("<think>") else []
+
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c004
 def vllm_command(
     folder,  # a model folder
@@ -57,7 +67,8 @@ def vllm_command(
     python, cpu = vllm_python()
     check_model(folder)
     config = read_json(Path(folder) / "config.json")
-    form = tool_format(load_tokenizer(folder))
+    tokenizer = load_tokenizer(folder)
+    form = tool_format(tokenizer)
     settings = {
         "--model": folder,
         "--served-model-name": Path(folder).name,
@@ -74,4 +85,5 @@ def vllm_command(
             settings["--compilation-config"] = TURN_IN_PYTORCH
     words = [str(word) for pair in settings.items() for word in pair]
     server = [python, "-m", "vllm.entrypoints.openai.api_server"]
-    return [*server, *words, "--enable-auto-tool-choice", *form.vllm_options, *cpu, *options]
+    family = [*form.vllm_options, *thought_options(tokenizer)]
+    return [*server, *words, "--enable-auto-tool-choice", *family, *cpu, *options]
