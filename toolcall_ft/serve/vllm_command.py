@@ -14,6 +14,7 @@ from .vllm_install import vllm_python
 from ..template.models import load_tokenizer
 from ..template.rows import encode_prompt
 from ..tools.formats import tool_format
+from ..tools.wire import THOUGHT
 
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c003
 def check_model(
@@ -53,7 +54,7 @@ def thought_options(
     "vLLM's parser of thoughts where a prompt opens one: else the thought stays in the words of an answer."
     request = {"messages": [{"role": "user", "content": "Hi"}], "tools": []}
     prompt = tokenizer.decode(encode_prompt(request, tokenizer))
-    return ["--reasoning-parser", "qwen3"] if prompt.rstrip().endswith("<think>") else []
+    return ["--reasoning-parser", "qwen3"] if prompt.rstrip().endswith(THOUGHT) else []
 
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c004
 def vllm_command(

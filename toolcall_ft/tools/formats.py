@@ -98,6 +98,12 @@ def python_notation(
     values = replace(PYTHON, prefix="field-", objects=JSON, **{"escape": "python", **texts})
     return Notation("top-", brackets=("(", ")"), colon="=", bare_key=BARE_KEY, values=values)
 
+# %% ../../nbs/lib/tools/formats.ipynb #vf000001
+LFM2_AT_VLLM = (
+    "vLLM",
+    "without a GPU it must leave its kernel for positions (toolcall-ft serve says so), or answers are wrong",
+)
+
 # %% ../../nbs/lib/tools/formats.ipynb #c014
 LFM2 = PythonFormat(
     "lfm2",
@@ -111,6 +117,7 @@ LFM2 = PythonFormat(
     notation=python_notation(lists=JSON),
     words_first=True,
     vllm_parser="lfm2",
+    notes=(LFM2_AT_VLLM,),
 )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c015
@@ -118,6 +125,7 @@ QUOTE = "a single quote inside of a text, which LFM2.5 writes as it is, ends the
 LFM25_NOTES = (
     ("llama-server", f"reads calls by itself; but {QUOTE}"),
     ("Ollama", f"reads calls by itself; but {QUOTE}, and Ollama answers with status 500"),
+    LFM2_AT_VLLM,
 )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c016

@@ -253,7 +253,7 @@ def normalize_messages(
 
 # %% ../../nbs/lib/tools/normalize.ipynb #vn000002
 def number_calls(
-    messages: list,  # of a conversation, the results in the order of their calls
+    messages: list,  # of a conversation, tidied: calls without ids, results in the order of the calls
 ) -> list:  # the same conversation; the input is not changed
     "Every call has an id, and every result the id of its call."
     numbered, open_ids = [], []
@@ -265,7 +265,7 @@ def number_calls(
                 **message,
                 "tool_calls": [{"id": id, **call} for id, call in zip(open_ids, calls)],
             }
-        if message["role"] == "tool":
+        if message.get("role") == "tool":
             message = {**message, "tool_call_id": open_ids.pop(0) if open_ids else "call_unknown"}
         numbered.append(message)
     return numbered
