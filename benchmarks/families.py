@@ -4,13 +4,15 @@
     python benchmarks/families.py --work runs/families --families Qwen3 --runtimes llama-server --again
     python benchmarks/families.py --table                   # print the table of the last run
 
-A server is asked for the prompts of the hard corpus and of the six requests, which must be the tokens of training, and for the six answers: whole, streamed,
-and from token ids. Writes benchmarks/results/families.json.
+A server is asked for the prompts of the hard corpus with the six requests, and of the demo's test requests, which must be the tokens of training, and for the
+six answers: whole, streamed, and from token ids. Writes benchmarks/results/families.json.
 """
 
 import argparse
 import sys
+import tempfile
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 import openai
@@ -19,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from golden.families import BY_NAME, family_model, learnt, memorise_family
 
 from toolcall_ft.base.errors import UserError
-from toolcall_ft.base.files import read_json, write_text
+from toolcall_ft.base.files import read_json, read_jsonl, write_text
 from toolcall_ft.base.jsontext import dump_json, parse_json
 from toolcall_ft.base.table import markdown_table
+from toolcall_ft.config import read_config
+from toolcall_ft.data.prepare import prepare_data
 from toolcall_ft.export.gguf import export_gguf
 from toolcall_ft.parity.cases import encode_cases
-from toolcall_ft.parity.compare import prompt_differences
+from toolcall_ft.parity.compare import prompt_differences, row_cases
 from toolcall_ft.parity.corpus import hard_corpus
 from toolcall_ft.serve.client import ids_client, openai_client, wire_messages
 from toolcall_ft.serve.llama import LlamaServer
@@ -36,7 +40,8 @@ from toolcall_ft.template.rows import encode_example
 from toolcall_ft.tools.formats import tool_format
 from toolcall_ft.train.backend import machine_name
 
-RESULTS = Path(__file__).parent / "results" / "families.json"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/families.json"
 RUNTIMES = {
     "llama-server": lambda folder, gguf, options: LlamaServer(gguf, options=options),
     "Ollama": lambda folder, gguf, options: OllamaServer(gguf),
@@ -53,12 +58,22 @@ def asked(answers):
     ]
 
 
+@cache
+def demo_cases():
+    "The test requests of the demo as cases of the corpus."
+    config = read_config(ROOT / "examples/config.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_data(config | {"run": folder})
+        return row_cases(read_jsonl(Path(folder, "data/test.jsonl")))
+
+
 def make_files(name, work):
     "The model that knows its answers, with a portable template where there can be one, as folder and GGUF."
     folder = work / name.replace(" ", "-")
     if not (folder / "model.safetensors").exists():
         memorise_family(name, folder)
-    tools = {dump_json(tool): tool for case in hard_corpus() for tool in case["tools"]}
+    cases = [*hard_corpus(), *demo_cases()]
+    tools = {dump_json(tool): tool for case in cases for tool in case["tools"]}
     tools |= {dump_json(tool): tool for tool in learnt_by(name)[0][0]["tools"]}
     not_portable = ""
     try:
@@ -145,7 +160,7 @@ def sort_keys(value):
     return [sort_keys(item) for item in value] if isinstance(value, list) else value
 
 
-def ask_runtime(name, server, answers, cases, wanted, tokenizer):
+def ask_runtime(name, server, answers, prompts, tokenizer):
     "Everything that one server makes of a family's model."
     whole = openai_client(server.url, server.model, TOKENS, asks=server.asks)
     row = {
@@ -155,9 +170,10 @@ def ask_runtime(name, server, answers, cases, wanted, tokenizer):
     if name != "Ollama":  # it takes no token ids
         ids = ids_client(server.url, tokenizer, server.model, TOKENS)
         row["ids"] = check_answers(lambda request: ids([request])[0], answers, thought=True)
-    different = prompt_differences(server, cases, wanted, tokenizer)
-    row["prompts"] = [len(cases) - len(different), len(cases)]
-    row["different prompts"] = different
+    for kind, (cases, wanted, _) in prompts.items():
+        different = prompt_differences(server, cases, wanted, tokenizer)
+        row[kind] = [len(cases) - len(different), len(cases)]
+        row[f"different {kind}"] = different
     return row
 
 
@@ -176,44 +192,42 @@ def measure(name, runtimes, work, record, again):
         row["failed"] = str(error)
         return
     every = [*hard_corpus(), *asked(answers)]
-    cases, wanted, _ = encode_cases(every, tokenizer)
+    prompts = {
+        "prompts": encode_cases(every, tokenizer),
+        "demo prompts": encode_cases(demo_cases(), tokenizer),
+    }
     row |= {"format": form.name, "rows": count_rows(every, tokenizer)}
     row |= {"architecture": read_json(folder / "config.json")["architectures"][0]}
     row |= {"portable": not_portable or True, "tokens": len(tokenizer)}
     for runtime in left:
         try:
             with RUNTIMES[runtime](folder, gguf, form.llama_options) as server:
-                found = ask_runtime(runtime, server, answers, cases, wanted, tokenizer)
+                found = ask_runtime(runtime, server, answers, prompts, tokenizer)
         except UserError as error:
             found = {"failed": str(error).strip().splitlines()[-1]}  # the others name folders
         row.setdefault("runtimes", {})[runtime] = found
 
 
 def cell(found):
-    "What one server made of a family: prompts that are those of training, and answers that are right in every way of asking."
+    "What one server made of a family: hard and demo prompts that are those of training, and answers right in every way of asking."
     if "prompts" not in found:
         return "failed" if found else "–"
     ways = [found[way]["right"] for way in ("whole", "streamed", "ids") if way in found]
     right, asked = min(ways)
-    same, prompts = found["prompts"]
-    return f"{same} of {prompts}, {right} of {asked}"
+    shares = [found["prompts"], found.get("demo prompts", ["–", "–"]), [right, asked]]
+    return " · ".join(f"{part}/{whole}" for part, whole in shares)
 
 
 def families_table(record):
-    "One row a family: conversations that become rows, then prompts and answers at each server."
-    header = [
-        "family",
-        "its calls",
-        "rows",
-        *(f"{runtime}: prompts, answers" for runtime in RUNTIMES),
-    ]
+    "One row a family: conversations that become rows, then hard prompts, demo prompts and answers at each server."
+    header = ["family", "its calls", "rows", *RUNTIMES]
     rows = []
     for name in BY_NAME:
         row = record["families"].get(name, {})
         if "rows" in row:
             n, refused = row["rows"]["n"], len(row["rows"]["refused"])
             cells = [cell(row["runtimes"].get(runtime, {})) for runtime in RUNTIMES]
-            rows.append([name, row["format"], f"{n - refused} of {n}", *cells])
+            rows.append([name, row["format"], f"{n - refused}/{n}", *cells])
     return markdown_table(header, rows, "l" * len(header))
 
 

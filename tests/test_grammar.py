@@ -17,7 +17,8 @@ from toolcall_ft.generate.engines import grammar_accepts
 from toolcall_ft.generate.grammar import Rules, grammar_notes, possible, tool_grammar
 from toolcall_ft.tools.check import check_call, panic_as_error, validator_for
 from toolcall_ft.tools.clean import clean_tools
-from toolcall_ft.tools.formats import parse_calls
+from toolcall_ft.tools.formats import TOOL_FORMATS
+from toolcall_ft.tools.wire import survives
 
 KEYS = ["a", "b", "ab"]
 CONDITIONS = {"anyOf", "oneOf", "if"}  # what they hold in one case is named in all
@@ -33,6 +34,10 @@ def tool(parameters):
 def taking(schema):
     "A tool with one argument."
     return tool({"type": "object", "properties": {"x": schema}, "required": ["x"]})
+
+
+def call_of(arguments):
+    return {"name": "f", "arguments": arguments}
 
 
 def call_text(arguments_text):
@@ -527,21 +532,17 @@ def guess(schema, top, rng, depth=0):
     }[kind]
 
 
-def written(value):
-    "Its JSON texts, with the keys in any order."
+def orders(value):
+    "The same value, with the keys of its objects in any order."
     if isinstance(value, dict):
         for order in permutations(value.items()):
-            for texts in product(*(list(islice(written(item), 24)) for _, item in order)):
-                yield (
-                    "{"
-                    + ", ".join(f"{dump_json(key)}: {text}" for (key, _), text in zip(order, texts))
-                    + "}"
-                )
+            for items in product(*(list(islice(orders(item), 24)) for _, item in order)):
+                yield {key: item for (key, _), item in zip(order, items)}
     elif isinstance(value, list):
-        for texts in product(*(list(islice(written(item), 24)) for item in value)):
-            yield "[" + ", ".join(texts) + "]"
+        for items in product(*(list(islice(orders(item), 24)) for item in value)):
+            yield list(items)
     else:
-        yield dump_json(value)
+        yield value
 
 
 # ---- texts that the grammar admits
@@ -618,38 +619,43 @@ EXAMPLES = settings(
 )
 
 
+EACH = pytest.mark.parametrize("form", TOOL_FORMATS, ids=lambda form: form.name)
+
+
+@EACH
 @EXAMPLES
 @given(TOOLS, st.integers(0, 2**32))
-def test_never_narrower(one, seed):
-    "What `check_call` accepts is in the grammar."
+def test_never_narrower(form, one, seed):
+    "What `check_call` accepts, and the family can carry, is in the grammar."
     parameters, rng = one["function"]["parameters"], random.Random(seed)
     guesses = [guess(parameters, parameters, rng) for _ in range(12)]
     right = {
         dump_json(value): value
         for value in guesses
-        if isinstance(value, dict) and check_call({"name": "f", "arguments": value}, [one]) == []
+        if isinstance(value, dict) and check_call(call_of(value), [one]) == []
     }
-    if not right:
+    carried = [value for value in right.values() if survives(form, [call_of(value)], [one])]
+    if not carried:
         return
-    parsed = parse_ebnf(tool_grammar([one], required=True))
+    parsed = parse_ebnf(tool_grammar([one], required=True, form=form))
     recognizer = StringRecognizer(parsed.grammar_encoding, parsed.symbol_table["root"])
-    for value in islice(right.values(), 3):
-        assert any(
-            recognizer._accept_string(call_text(text)) for text in islice(written(value), 200)
-        ), (value, parameters)
+    for value in carried[:3]:
+        texts = (form.write([call_of(same)]) for same in islice(orders(value), 200))
+        assert any(map(recognizer._accept_string, texts)), (value, parameters)
 
 
+@EACH
 @EXAMPLES
 @given(TOOLS, st.integers(0, 2**32))
-def test_wider_only_where_a_note_says_so(one, seed):
+def test_wider_only_where_a_note_says_so(form, one, seed):
     "What the grammar admits is accepted by `check_call`, or a note names tool, argument and keyword."
     parameters, rng = one["function"]["parameters"], random.Random(seed)
     if not is_possible(one):
         return
-    grammar, noted = tool_grammar([one], required=True), noted_keywords(one)
+    grammar, noted = tool_grammar([one], required=True, form=form), noted_keywords(one)
     compiled = BYTES.compile_grammar(grammar)
     for text in filter(None, (walk(compiled, rng) for _ in range(4))):
-        _, calls, faults = parse_calls(text)
+        _, calls, faults = form.parse(text, [one])
         if faults:
             assert all("stands there twice" in fault for fault in faults), text
         for call in calls:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trl
+from golden.families import BY_NAME, sources, template_text
 from golden.qwen_tokenizer import CACHE, qwen_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -359,10 +360,10 @@ def test_padding_is_never_trained():
 
 # ---- every template of TRL
 
-CONTROL_WORDS = r"<[|｜][^\s<>'\"{}]+?[|｜]>|</?(?:think|tool_call|tool_response|\w+_of_turn)>|<\|\w+>|<\w+\|>|<end_of_utterance>|</s>"
+CONTROL_WORDS = r"<(?:start|end)_function_\w+>|<escape>|<\|\"\|>|<[|｜][^\s<>'\"{}]+?[|｜]>|</?(?:think|tool_call|tool_response|\w+_of_turn)>|<\|\w+>|<\w+\|>|<end_of_utterance>|</s>"
 # what is claimed: for conversations with tools, and for plain ones (these templates leave out tools, so rows with tools are refused)
 TOOLS = (
-    "diffusion_gemma glm4moe gptoss lfm2_v2 lfm2_2_5 lfm2_2_5_v2 llama3_1 llama3_2 muse_glimmer nemotron_3_5_lightning nemotron_3_nano nemotron_3_super "
+    "diffusion_gemma functiongemma gemma4 gemma4_v5 glm4moe gptoss granite lfm2_v2 lfm2_2_5 lfm2_2_5_v2 llama3_1 llama3_2 muse_glimmer nemotron_3_5_lightning nemotron_3_nano nemotron_3_super "
     "nemotron_3_ultra qwen2_5 qwen3 qwen3_5_nothink qwen3_5_think qwen3_6 qwen3_8 qwen3_instruct_2507 qwen3_vl"
 ).split()
 PLAIN = (
@@ -380,13 +381,19 @@ MORE_AT_THE_END = {
 }  # the stop token of the last turn: the template writes it only in front of the next turn
 
 
+def template_of(name):
+    "A chat template: TRL's, llama.cpp's for Granite 4, and our own for FunctionGemma, which neither of them ships"
+    if name == "granite":
+        return template_text(BY_NAME["Granite 4"], sources())
+    places = (TEMPLATES, Path(__file__).parent / "golden")
+    files = (place / f"{name}.jinja" for place in places)
+    return next(file for file in files if file.is_file()).read_text(encoding="utf-8")
+
+
 @lru_cache
 def borrow(name):
     "tiny-qwen2's tokenizer with another model's chat template, and the control tokens that it writes"
-    borrowed, source = (
-        load_tokenizer("tiny-qwen2"),
-        (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"),
-    )
+    borrowed, source = load_tokenizer("tiny-qwen2"), template_of(name)
     borrowed.add_tokens(
         [
             token
@@ -425,6 +432,8 @@ def test_a_template_that_drops_calls_is_refused_for_them(name):
 
 SHIFTING = (
     "diffusion_gemma",
+    "gemma4",
+    "gemma4_v5",
     "gptoss",
 )  # these move or drop what was said beside a call once its result is there
 
@@ -437,8 +446,8 @@ def family_conversations(name, thinking):
             continue
         if name in SHIFTING and key == "content and call":
             continue  # set aside, see below
-        if name in ("llama3_1", "llama3_2") and key == "parallel":
-            continue  # their template takes one call a turn
+        if name in ("llama3_1", "llama3_2") and key in ("parallel", "content and call"):
+            continue  # their template takes one call a turn, and nothing beside it
         if (thinking is None or name.startswith(ALWAYS_THINKS)) and name.startswith(NEEDS_THOUGHT):
             messages = [
                 {**message, "reasoning_content": "hm"}
@@ -545,6 +554,42 @@ def test_every_family_ids_prompts_and_stop_tokens(name, thinking):
             )
 
 
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_call_in_another_shape_makes_the_same_row(name):
+    "Arguments may be text, content may be null or absent: nothing is encoded twice."
+    borrowed, example = borrow(name), CONVERSATIONS["loop"]
+    question, asking, *rest = example["messages"]
+    (made,) = asking["tool_calls"]
+    as_text = json.dumps(made["function"]["arguments"], ensure_ascii=False)
+    text = {**made, "function": {**made["function"], "arguments": as_text}}
+    absent = {"role": "assistant", "tool_calls": [text]}
+    rows = [
+        encode_example({**example, "messages": [question, turn, *rest]}, borrowed, thinking=False)
+        for turn in (asking, absent, {**absent, "content": None})
+    ]
+    assert rows[0] == rows[1] == rows[2]
+
+
+UNUSUAL = {
+    "developer": [{"role": "developer", "content": "WORDS"}, user("x"), says("y")],
+    "system late": [user("x"), says("y"), {"role": "system", "content": "WORDS"}, user("x"), says("y")],
+    "parallel": [user("x"), calls(call(city="a"), call(city="WORDS")), result("1"), result("2")],
+    "beside a call": [user("x"), calls(call(city="a"), content="WORDS")],
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+@pytest.mark.parametrize("key", UNUSUAL)
+def test_what_a_template_has_no_place_for_is_refused_and_not_dropped(name, key):
+    example = {"tools": [WEATHER], "messages": UNUSUAL[key]}
+    try:
+        row = encode_example(example, borrow(name), thinking=False)
+    except UserError as error:
+        assert len(str(error).split()) > 5
+    else:
+        assert "WORDS" in borrow(name).decode(row["input_ids"])
+
+
 @pytest.mark.parametrize("name", SHIFTING)
 def test_a_turn_that_its_prompt_does_not_lead_to_is_set_aside(name):
     dataset, left_out = encode_dataset(
@@ -552,9 +597,15 @@ def test_a_turn_that_its_prompt_does_not_lead_to_is_set_aside(name):
     )
     assert (
         [row["index"] for row in left_out] == [0]
-        and "does not go on from there" in left_out[0]["reason"]
+        and re.search("does not go on from there|leaves out the words", left_out[0]["reason"])
         and len(dataset)
     )
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
+def test_words_beside_a_call_are_not_dropped_in_silence(name):
+    with pytest.raises(UserError, match="leaves out the words beside a call.*'One moment.'"):
+        encode_example(CONVERSATIONS["content and call"], borrow(name))
 
 
 def test_a_turn_is_learnt_behind_the_prompt_that_asks_for_it():
@@ -855,11 +906,11 @@ def fill(system, question, answer, name, key, value, described, enum, output):
         "type": "function",
         "function": {
             "name": name,
-            "description": described,
+            "description": "." + described,
             "parameters": {
                 "type": "object",
                 "properties": {
-                    key: {"type": "string", "description": described, "enum": [enum, "x"]}
+                    key: {"type": "string", "description": "." + described, "enum": [enum, "x"]}
                 },
                 "required": [key],
             },

@@ -176,6 +176,11 @@ def test_what_is_written_is_read_and_half_of_it_is_no_call(form):
         assert json.dumps(form.parse(text, TOOLS)[1]) == json.dumps([in_order(form, call)])
         assert all(form.parse(text + stop, TOOLS) == ("", [call], []) for stop in form.stops)
         assert all(form.parse(text[:end], TOOLS)[1] == [] for end in range(len(text)))
+    if form.between is not None:
+        text = form.write(CALLS[:2])
+        for end in range(len(text)):
+            whole = form.parse(text[:end], TOOLS)[1]
+            assert whole in ([], CALLS[:1]), text[:end]
     if form.between is None:
         with pytest.raises(UserError, match="one call a turn"):
             form.write(CALLS)
@@ -200,10 +205,11 @@ def test_words_beside_a_call_are_content_and_what_is_only_thought_is_no_call(for
         return  # Llama's call is the whole answer: tests/test_llama3.py
     text = form.write([CALLS[1]])
     assert form.parse(f"Let me see.\n{text}", TOOLS) == ("Let me see.", [CALLS[1]], [])
-    content, calls, errors = form.parse(f"<think>\nI could write {text}", TOOLS)
-    assert calls == [] and errors == ["the thought is not closed by </think>"]
-    content, calls, errors = form.parse(f"<think>\n{text}\n</think>\n\n{text}", TOOLS)
-    assert calls == [CALLS[1]] and errors == [] and content.endswith("</think>")
+    begin, finish = form.thought
+    content, calls, errors = form.parse(f"{begin}\nI could write {text}", TOOLS)
+    assert calls == [] and errors == [f"the thought is not closed by {finish}"]
+    content, calls, errors = form.parse(f"{begin}\n{text}\n{finish}\n\n{text}", TOOLS)
+    assert calls == [CALLS[1]] and errors == [] and content.endswith(finish)
     assert form.parse(f"{text[:-4]} and on", TOOLS)[1] == []
     broken, good = text.replace("say", "say\x00", 1)[: len(text) // 2], form.parse(text, TOOLS)
     assert form.parse(broken, TOOLS)[1] == [] and good[1]
@@ -228,7 +234,8 @@ def test_the_grammar_holds_what_is_written_and_nothing_else(form):
         )
     assert not grammar_accepts(grammar, form.write([{"name": "nothing", "arguments": {}}]))
     assert grammar_accepts(grammar, "Hello {there}, 1 < 2.")
-    talk = "<think>\nHm.\n</think>\n\nLet me see.\n\n" + form.write([CALLS[1]])
+    begin, finish = form.thought
+    talk = f"{begin}\nHm.\n{finish}\n\nLet me see.\n\n" + form.write([CALLS[1]])
     assert grammar_accepts(grammar, talk) == form.words_first
     if form.between is not None:
         assert grammar_accepts(grammar, form.write(CALLS[:3]))
@@ -238,11 +245,12 @@ def test_the_grammar_holds_what_is_written_and_nothing_else(form):
 def test_a_thought_may_stand_before_a_call_where_the_model_has_a_token_for_it(form):
     call = form.write([CALLS[1]])
     free, held = (tool_grammar(TOOLS, must, replace(form, thoughts=True)) for must in (False, True))
+    thought = "{}\n1 < 2?\n{}\n\n".format(*form.thought)
     for grammar in (free, held):
         assert grammar_accepts(grammar, call)
-        assert grammar_accepts(grammar, f"<think>\n1 < 2?\n</think>\n\n{call}")
-    assert grammar_accepts(free, "<think>\n1 < 2?\n</think>\n\nYes.")
-    assert not grammar_accepts(held, "<think>\n1 < 2?\n</think>\n\nYes.")
+        assert grammar_accepts(grammar, thought + call)
+    assert grammar_accepts(free, f"{thought}Yes.")
+    assert not grammar_accepts(held, f"{thought}Yes.")
 
 
 @pytest.mark.parametrize("form", [form for form in TOOL_FORMATS if form.tags])

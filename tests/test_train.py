@@ -384,6 +384,23 @@ def test_the_merged_model_has_the_logits_of_base_and_adapter(run, tmp_path):
     assert encode_example(ROWS[0], AutoTokenizer.from_pretrained(tmp_path / "merged")) == rows[0]
 
 
+@pytest.mark.parametrize("modules", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_that_holds_whole_modules_is_merged(tmp_path, modules):
+    "Trained elsewhere, with `modules_to_save`: the embeddings of this model are tied, and no longer are if they differ."
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model_path("tiny-qwen2"))
+    options = {"target_modules": ["q_proj"], "modules_to_save": modules, "task_type": "CAUSAL_LM"}
+    adapted = get_peft_model(base, LoraConfig(r=4, **options))
+    for name, weight in adapted.named_parameters():
+        if "modules_to_save" in name:
+            weight.data += 0.05 * torch.randn_like(weight)
+    adapted.save_pretrained(tmp_path / "adapter")
+    report = merge_adapter("tiny-qwen2", tmp_path / "adapter", tmp_path / "merged")
+    assert report["max_abs_logit_difference"] < 1e-3 and report["same_next_token"] == 1.0
+
+
 def test_merging_nothing_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="adapter_config.json is missing"):
         merge_adapter("tiny-qwen2", tmp_path, tmp_path / "merged")

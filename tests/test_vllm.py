@@ -220,6 +220,22 @@ def test_only_lfm2_on_a_cpu_has_its_positions_turned_by_pytorch(monkeypatch, pre
     assert "--compilation-config" not in vllm_command(folder, 8000)
 
 
+def test_four_bits_without_avx_512_are_refused_before_a_start(monkeypatch, pretend, tmp_path):
+    folder = shutil.copytree(model_path("tiny-qwen2"), tmp_path / "rounded")
+    config = read_json(folder / "config.json")
+
+    def command(capability: str, bits: int) -> list:
+        groups = {"group_0": {"weights": {"num_bits": bits}}}
+        stored = config | {"quantization_config": {"config_groups": groups}}
+        (folder / "config.json").write_text(json.dumps(stored))
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+        return vllm_command(folder, 8000)
+
+    with pytest.raises(UserError, match="AVX-512.*checkpoint INT8"):
+        command("AVX2", 4)
+    assert command("AVX2", 8) == command("AVX512", 4)
+
+
 def test_a_thought_that_the_prompt_opens_is_parted_from_the_answer(pretend, tmp_path):
     folder = shutil.copytree(model_path("tiny-qwen2"), tmp_path / "qwen3.6")
     template = Path(trl.__file__).parent / "chat_templates" / "qwen3_6.jinja"

@@ -11,7 +11,6 @@ from functools import lru_cache
 
 from ..base.errors import UserError, install_command
 from ..tools.formats import TOOL_FORMATS, stop_ids
-from ..tools.wire import THOUGHT, THOUGHT_END
 
 # %% ../../nbs/lib/generate/engines.ipynb #c005
 def grammar_accepts(
@@ -38,7 +37,7 @@ def vocabulary_bytes(
     byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     tokens = tokenizer.convert_ids_to_tokens(range(max(tokenizer.get_vocab().values()) + 1))
     added = tokenizer.get_added_vocab()
-    tags = {tag for form in TOOL_FORMATS for tag in (*form.tags, THOUGHT, THOUGHT_END)}
+    tags = {tag for form in TOOL_FORMATS for tag in (*form.tags, *form.thought)}
 
     def to_bytes(token):
         if token is None or token in added:

@@ -15,7 +15,7 @@ from .plain import KIND_OF, REPEATS, Plain, flatten, plain, widest
 from ..tools.check import closed, fits
 from ..tools.formats import HERMES, ToolFormat
 from ..tools.notation import JSON, Notation, dump_value
-from ..tools.wire import THOUGHT_END, carries
+from ..tools.wire import carries
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c005
 def literal(
@@ -341,6 +341,7 @@ def any_key(notation: Notation) -> str:
 def object_rule(option: Plain, name: str, rules: Rules, notation: Notation) -> str:
     """The expression for an object: named keys in their order, then others, if they are allowed.
 
+    Where a family sorts its keys, others may stand anywhere.
     A key that the family cannot write is left out, even if it is required; `check_call` then says that it is missing.
     """
     named = dict.fromkeys([*option.properties, *option.required])
@@ -355,19 +356,20 @@ def object_rule(option: Plain, name: str, rules: Rules, notation: Notation) -> s
         spaced(notation.after),
         spaced(notation.comma),
     )
-    last = len(parts)
-    rules[f"{name}-first-{last}"] = rules[f"{name}-next-{last}"] = closing
+    last, others = len(parts), ""
     if possible(extra, rules):
         value = value_rule(extra, f"{name}-extra", rules, inner)
-        pair = f"{any_key(notation)} {value} {after}{name}-next-{last}"
-        rules[f"{name}-first-{last}"] += f" | {pair}"
-        rules[f"{name}-next-{last}"] += f" | {comma}{pair}"
+        others = f"{any_key(notation)} {value} {after}{name}-next-"
+    for state, before in (("first", ""), ("next", comma)):
+        other = f" | {before}{others}{last}" if others else ""
+        rules[f"{name}-{state}-{last}"] = closing + other
     for i, (key, part) in reversed(list(enumerate(parts))):
         value = value_rule(part, f"{name}-{i}", rules, inner)
         pair = f"{literal(notation.key(key))} {value} {after}{name}-next-{i + 1}"
         for state, before in (("first", ""), ("next", comma)):
             skip = "" if key in option.required else f" | {name}-{state}-{i + 1}"
-            rules[f"{name}-{state}-{i}"] = before + pair + skip
+            other = f" | {before}{others}{i}" if others and notation.sorted_keys else ""
+            rules[f"{name}-{state}-{i}"] = before + pair + skip + other
     return f"{opening}{name}-first-0"
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c032
@@ -430,8 +432,9 @@ def text_rules(form: ToolFormat) -> dict:  # name -> expression
         text = f"[ \\n\\t]* {characters(form.call_starts + ' ')} text-chars"
     rules = {"text": text} | untagged_rules("text", '""', also=space, tags=tags)
     if form.thoughts:
-        end = f"{literal(THOUGHT_END)} [ \\n\\t]*"
-        rules |= untagged_rules("thought", end, also=space, tags=(*tags, THOUGHT_END))
+        finish = form.thought[1]
+        end = f"{literal(finish)} [ \\n\\t]*"
+        rules |= untagged_rules("thought", end, also=space, tags=(*tags, finish))
     return rules
 
 # %% ../../nbs/lib/generate/grammar.ipynb #c036

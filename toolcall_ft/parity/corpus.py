@@ -415,13 +415,6 @@ def hard_tool_cases() -> list:  # as in `hard_corpus`
     return cases + [call_case(key, tools) for key, tools in offers.items() if key in HARD_CALLS]
 
 # %% ../../nbs/lib/parity/corpus.ipynb #c029
-LOOK_UP = {
-    "name": "look_up",
-    "description": "Look something up",
-    "parameters": {"type": "object", "properties": {"x": {"type": "string"}}},
-}
-
-
 def hard_turns() -> list:  # of (kind, name of the case, turns)
     "The turns of all tables but those of tools"
     table = []
@@ -436,16 +429,37 @@ def hard_turns() -> list:  # of (kind, name of the case, turns)
         table.append(("results", f"result: {key}", turns))
     return table
 
+# %% ../../nbs/lib/parity/corpus.ipynb #c02a
+TYPES = {
+    str: "string",
+    bool: "boolean",
+    int: "number",
+    float: "number",
+    list: "array",
+    dict: "object",
+}
+
+
+def look_up(
+    messages: list,  # of a conversation
+) -> list:  # of one tool
+    "The tool that is called in a conversation: its argument has the type of what is given to it."
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    given = [call["function"]["arguments"] for call in calls]
+    first = next((each["x"] for each in given if "x" in each), "")
+    schema = {"type": "object", "properties": {"x": {"type": TYPES[type(first)]}}}
+    tool = {"name": "look_up", "description": "Look something up", "parameters": schema}
+    return clean_tools([tool])[0]
+
 # %% ../../nbs/lib/parity/corpus.ipynb #c031
 def hard_corpus(
     tools: list = None,  # offered in all of them, in place of the corpus' own
 ) -> list:  # of {"name", "kind", "messages", "tools"}
     "The hard conversations, each up to the assistant's turn. With your own `tools` the cases about tools are left out."
-    offered = tools or clean_tools([LOOK_UP])[0]
-    name = offered[0]["function"]["name"]
-    cases = [
-        {"name": key, "kind": kind, "messages": conversation(turns, name), "tools": offered}
-        for kind, key, turns in hard_turns()
-    ]
+    name, cases = tools[0]["function"]["name"] if tools else "look_up", []
+    for kind, key, turns in hard_turns():
+        said = conversation(turns, name)
+        case = {"name": key, "kind": kind, "messages": said, "tools": tools or look_up(said)}
+        cases.append(case)
     cases.append({**cases[0], "name": "no tools", "tools": []})
     return cases if tools else cases + hard_tool_cases()

@@ -14,7 +14,6 @@ from .vllm_install import vllm_python
 from ..template.models import load_tokenizer
 from ..template.rows import encode_prompt
 from ..tools.formats import tool_format
-from ..tools.wire import THOUGHT
 
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c003
 def check_model(
@@ -47,6 +46,23 @@ def check_model(
 # %% ../../nbs/lib/serve/vllm_command.ipynb #vc000004
 TURN_IN_PYTORCH = '{"custom_ops": ["-rotary_embedding"]}'
 
+# %% ../../nbs/lib/serve/vllm_command.ipynb #vc000006
+def check_processor(
+    folder,  # a model folder
+    config: dict,  # its config.json
+) -> None:
+    "Raise `UserError` for weights of four bits without AVX-512: vLLM would start, and break off at the first question."
+    import torch
+
+    stored = config.get("quantization_config") or {}
+    groups = stored.get("config_groups", {}).values()
+    bits = [stored.get("bits"), *(group["weights"]["num_bits"] for group in groups)]
+    if 4 in bits and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        raise UserError(
+            f"{folder}: its weights have 4 bits, and vLLM's kernel for them needs AVX-512, which this processor "
+            "does not have. Serve a checkpoint of 8 bits (toolcall-ft checkpoint INT8) or a GGUF."
+        )
+
 # %% ../../nbs/lib/serve/vllm_command.ipynb #vc000005
 def thought_options(
     tokenizer,  # of the model
@@ -54,7 +70,7 @@ def thought_options(
     "vLLM's parser of thoughts where a prompt opens one: else the thought stays in the words of an answer."
     request = {"messages": [{"role": "user", "content": "Hi"}], "tools": []}
     prompt = tokenizer.decode(encode_prompt(request, tokenizer))
-    return ["--reasoning-parser", "qwen3"] if prompt.rstrip().endswith(THOUGHT) else []
+    return ["--reasoning-parser", "qwen3"] if prompt.rstrip().endswith("<think>") else []
 
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c004
 def vllm_command(
@@ -81,6 +97,7 @@ def vllm_command(
         "--override-generation-config": '{"temperature": 0, "repetition_penalty": 1}',
     }
     if cpu:
+        check_processor(folder, config)
         settings["--dtype"] = config.get("dtype") or config.get("torch_dtype") or "auto"
         if str(config.get("model_type")).startswith("lfm2"):
             settings["--compilation-config"] = TURN_IN_PYTORCH

@@ -11,7 +11,7 @@ import json
 from ..base.errors import UserError, nearest
 from ..base.jsontext import dump_json
 from .control import MARK, hide_control_tokens
-from .habits import content_text, render, scan_turns
+from .habits import content_text, render, scan_turns, split_thought
 from .learn import defined_turns, template_facts, turn_texts
 from ..tools.normalize import tidy_call
 from ..tools.wire import carry_problem
@@ -41,6 +41,14 @@ def wanted_turns(
     }[train_on]
     return [(place, chosen(place, message)) for place, message in turns]
 
+# %% ../../nbs/lib/template/spans.ipynb #c004a
+def opens(
+    prompt: str,  # a rendered text
+    facts: dict,  # from `template_facts`
+) -> bool:
+    "Does a prompt end in a control token? Else its last letters and the first of the turn could be one token."
+    return not facts["split"].split(prompt)[-1]
+
 # %% ../../nbs/lib/template/spans.ipynb #c004
 def turn_alone(
     example: dict,  # {"messages", "tools"}
@@ -59,7 +67,7 @@ def turn_alone(
     if opened and any(control in opener for control in controls):
         # Hermes 3 writes a result before a prompt and the same one before an answer in two ways
         until = prompt + until.rpartition(opener)[2]
-    if until.startswith(prompt) and until.rstrip().endswith(controls):
+    if opens(prompt, facts) and until.startswith(prompt) and until.rstrip().endswith(controls):
         return until, [(len(prompt), len(until))]
     raise UserError(
         f"messages[{place}]: its prompt ends in {prompt[-40:]!r}, and the template does not go on "
@@ -100,19 +108,45 @@ def refuse_lost_calls(
                 raise UserError(problem)
 
 # %% ../../nbs/lib/template/spans.ipynb #c007
+LOST = {
+    "developer": "a message of the role 'developer'; make it a system message (`data.read_examples` does)",
+    "system": "a system message; put its words into the first one",
+    "assistant": "the words beside a call: this family writes a call alone. Take out the words, or the call",
+}
+
+
 def refuse_lost_words(
     example: dict,  # {"messages", "tools"}
     text: str,  # as the template renders it
     facts: dict,  # from `template_facts`
 ) -> None:
-    "Raise `UserError` for a developer's message that the template leaves out, as Qwen's do"
+    "Raise `UserError` for words that the template leaves out: a developer's (Qwen), or those beside a call (Llama)"
     for message in example["messages"]:
-        if message.get("role") == "developer":
-            words = hide_control_tokens(content_text(message), facts["habits"]["apart"]["hide"])
-            if words.strip() not in text:
+        role = message.get("role")
+        if role in ("developer", "system") or (role == "assistant" and message.get("tool_calls")):
+            said = split_thought(message | {"content": content_text(message)})["content"].strip()
+            if hide_control_tokens(said, facts["habits"]["apart"]["hide"]) not in text:
+                raise UserError(f"the chat template leaves out {LOST[role]}: {said[:60]!r}")
+
+# %% ../../nbs/lib/template/spans.ipynb #c007a
+def refuse_lost_parallel(
+    example: dict,  # {"messages", "tools"}
+    text: str,  # as the template renders it
+    tokenizer,  # with a chat template
+    thinking: bool,  # as in `render`
+    facts: dict,  # from `template_facts`
+) -> None:
+    "Raise `UserError` for a template of no known format that writes one call of a turn and drops the others"
+    for place, message in enumerate(example["messages"] if not facts["form"] else ()):
+        calls = message.get("tool_calls") or []
+        for one in calls[1:]:
+            messages = [*example["messages"]]
+            messages[place] = message | {"tool_calls": [call for call in calls if call is not one]}
+            fewer = example | {"messages": messages}
+            if render(fewer, tokenizer, thinking=thinking, habits=facts["habits"]) == text:
                 raise UserError(
-                    "the chat template leaves out a message of the role 'developer'; make it a "
-                    "system message (`data.read_examples` does)"
+                    f"messages[{place}] has {len(calls)} calls, and the chat template leaves one out. "
+                    "Write them as turns of one call, each with its result"
                 )
 
 # %% ../../nbs/lib/template/spans.ipynb #c008
@@ -126,7 +160,8 @@ def turn_spans(
     "The assistant's turns in a rendered conversation, by the quick way where it is safe"
     if facts["regular"]:
         return scan_turns(text, facts["opener"], facts["closer"])
-    return defined_turns(example, text, tokenizer, thinking, habits=facts["habits"])
+    spans = defined_turns(example, text, tokenizer, thinking, habits=facts["habits"])
+    return [span if span and opens(text[: span[0]], facts) else None for span in spans]
 
 # %% ../../nbs/lib/template/spans.ipynb #c009
 def training_texts(
@@ -147,6 +182,7 @@ def training_texts(
     refuse_lost_tools(example, tokenizer, facts)
     refuse_lost_calls(example, facts)
     refuse_lost_words(example, text, facts)
+    refuse_lost_parallel(example, text, tokenizer, thinking, facts)
     spans = turn_spans(example, text, tokenizer, thinking, facts=facts)
     if len(spans) != len(turns):
         raise UserError(

@@ -12,7 +12,6 @@ from functools import lru_cache
 from ..base.errors import UserError
 from .notation import BARE_KEY, JSON, PYTHON, Notation
 from toolcall_ft.tools.wire import (
-    THOUGHT_END,
     BareFormat,
     MarkFormat,
     PythonFormat,
@@ -42,6 +41,10 @@ GRANITE = replace(
     ollama_template="",
 )
 
+# %% ../../nbs/lib/tools/formats.ipynb #vf000002
+TRIM = "white space outside of ASCII at the ends of a text stays, which training cuts off"
+KEYS = "hands on the keys of nested arguments in the order of the alphabet"
+
 # %% ../../nbs/lib/tools/formats.ipynb #c007
 LLAMA3 = BareFormat(
     "llama3",
@@ -53,7 +56,11 @@ LLAMA3 = BareFormat(
     between=None,
     call_starts="{<",
     vllm_parser="llama3_json",
-    notes=(("vLLM", "streamed, a call without arguments comes with an empty text, not {}"),),
+    notes=(
+        ("llama-server", TRIM),
+        ("Ollama", TRIM),
+        ("vLLM", "streamed, a call without arguments comes with an empty text, not {}"),
+    ),
 )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c009
@@ -85,10 +92,20 @@ QWEN35 = XmlFormat(
     words_first=True,
     result_opening="<tool_response>",
     vllm_parser="qwen3_coder",
+    notes=(
+        ("llama-server", f"its parser takes True for false and None for -1; {TRIM}"),
+        ("Ollama", f"its parser takes True for false and None for -1; {TRIM}"),
+        ("vLLM", "its parser takes None for a text"),
+    ),
 )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c011
-QWEN36 = replace(QWEN35, name="qwen3.6", notation=xml_notation(JSON.words))
+QWEN36 = replace(
+    QWEN35,
+    name="qwen3.6",
+    notation=xml_notation(JSON.words),
+    notes=(("llama-server", TRIM), ("Ollama", TRIM)),
+)
 
 # %% ../../nbs/lib/tools/formats.ipynb #c013
 def python_notation(
@@ -117,14 +134,14 @@ LFM2 = PythonFormat(
     notation=python_notation(lists=JSON),
     words_first=True,
     vllm_parser="lfm2",
-    notes=(LFM2_AT_VLLM,),
+    notes=(("Ollama", KEYS), LFM2_AT_VLLM),
 )
 
 # %% ../../nbs/lib/tools/formats.ipynb #c015
 QUOTE = "a single quote inside of a text, which LFM2.5 writes as it is, ends the text for it"
 LFM25_NOTES = (
     ("llama-server", f"reads calls by itself; but {QUOTE}"),
-    ("Ollama", f"reads calls by itself; but {QUOTE}, and Ollama answers with status 500"),
+    ("Ollama", f"{KEYS}; {QUOTE}, and Ollama answers with status 500"),
     LFM2_AT_VLLM,
 )
 
@@ -156,11 +173,16 @@ def mark_notation(
 
 # %% ../../nbs/lib/tools/formats.ipynb #c019
 GEMMA4_NOTES = (
-    ("llama-server", "reads calls by itself; --reasoning off, or it asks the template to think"),
+    (
+        "llama-server",
+        "reads calls by itself; --reasoning off, or it asks the template to think; "
+        f"long numbers in earlier calls look different; {TRIM}",
+    ),
     ("vLLM", "with --chat-template-content-format string, or a system message ends in a blank"),
     (
         "Ollama",
-        "reads calls by itself; each request must say reasoning_effort: none, or it asks for thoughts",
+        "reads calls by itself; each request must say reasoning_effort: none, or it asks for thoughts; "
+        "it renders prompts by itself, without empty types, and numbers from a million on otherwise",
     ),
 )
 
@@ -173,6 +195,7 @@ GEMMA4 = MarkFormat(
     "<|turn>",
     arguments="{",
     between="",
+    thought=("<|channel>", "<channel|>"),
     notation=mark_notation('<|"|>'),
     vllm_parser="gemma4",
     llama_options=("--reasoning", "off"),
@@ -199,7 +222,7 @@ FUNCTION_GEMMA = MarkFormat(
         ("vLLM", "its parser drops arguments that are no text: ask it by token ids"),
         (
             "Ollama",
-            "reads no calls by itself; RENDERER and PARSER functiongemma in the Modelfile are not measured",
+            "reads no calls; with RENDERER and PARSER functiongemma it does, but no prompt with tools is that of training",
         ),
     ),
 )
@@ -277,7 +300,7 @@ def with_turns_of(
 ) -> ToolFormat:
     "The format with the end of turn of this tokenizer, where a model writes another family's calls."
     end = tokenizer.eos_token
-    if THOUGHT_END in tokenizer.get_vocab():
+    if form.thought[1] in tokenizer.get_vocab():
         form = replace(form, thoughts=True)
     if form.turn in text or not end:
         return form

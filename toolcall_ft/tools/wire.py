@@ -46,24 +46,21 @@ def drop_stops(
     return text
 
 # %% ../../nbs/lib/tools/wire.ipynb #c007
-THOUGHT = "<think>"
-THOUGHT_END = "</think>"
-
-
 def split_thought(
     text: str,  # an answer
-    opening: str,  # what begins a call
-    closing: str,  # and what ends it
+    tags: list,  # what begins a call, and what ends it
+    marks: tuple,  # the same of a thought
 ) -> tuple:  # (the thought with its marks, the rest); the rest is None inside of a thought
     "Cut off the thought before an answer: what a model only considers is no call."
+    (opening, closing), (begin, finish) = tags, marks
     if opening not in text:
         return "", text
     cut = 0
-    while (end := text.find(THOUGHT_END, cut)) >= 0:
+    while (end := text.find(finish, cut)) >= 0:
         if text.rfind(opening, cut, end) > text.rfind(closing, cut, end):
             break  # inside of a call it is a part of a value
-        cut = end + len(THOUGHT_END)
-    begun, call = text.find(THOUGHT, cut), text.find(opening, cut)
+        cut = end + len(finish)
+    begun, call = text.find(begin, cut), text.find(opening, cut)
     return (text, None) if 0 <= begun < call else (text[:cut], text[cut:])
 
 # %% ../../nbs/lib/tools/wire.ipynb #c010
@@ -81,7 +78,8 @@ class FormatFacts:
     together: bool = False  # do opening and closing stand around all calls of an answer?
     notation: Notation = JSON  # of a call's arguments
     words_first: bool = False  # does the family write words before a call?
-    thoughts: bool = False  # is </think> one of the model's tokens?
+    thought: tuple = ("<think>", "</think>")  # what begins a thought, and what ends it
+    thoughts: bool = False  # is the latter one of the model's tokens?
     call_starts: str = ""  # without tags: an answer that begins with one of these is a call
     result_opening: str = ""  # where a user's turn is a tool's result: how it begins
     vllm_parser: str = ""  # vLLM's --tool-call-parser
@@ -213,9 +211,9 @@ def parse_answer(
     tools: list,
 ) -> tuple:  # (content, calls, errors)
     "Split an answer; calls are looked for behind the thought only."
-    thought, rest = split_thought(drop_stops(text, form.stops), *form.tags)
+    thought, rest = split_thought(drop_stops(text, form.stops), form.tags, form.thought)
     if rest is None:
-        return thought.strip(), [], ["the thought is not closed by </think>"]
+        return thought.strip(), [], [f"the thought is not closed by {form.thought[1]}"]
     content, calls, errors = parse_tagged(form, rest, tools)
     return f"{thought.strip()}\n\n{content}".strip() if thought else content, calls, errors
 
