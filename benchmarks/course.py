@@ -2,7 +2,7 @@
 
     python benchmarks/course.py smollm2 03 05       # any lessons by number; each goes on with the run of those before it
 
-The lessons' checks are for the embedded model, so one that fails is reported and does not stop the lesson. Writes benchmarks/results/course_MODEL.json.
+A check that fails is reported and does not stop the lesson. Writes benchmarks/results/course_MODEL.json.
 """
 
 import json

@@ -45,7 +45,6 @@ ZH = {
     "| after |": "| 训练后 |",
     "Made by": "来自",
     "| family | its calls | rows |": "| 系列 | 调用格式 | 训练行 |",
-    ": prompts, answers": "：提示词，回答",
     "failed": "失败",
     "exact match": "完全匹配",
     "right tool": "选对工具",

@@ -438,6 +438,14 @@ SHIFTING = (
 )  # these move or drop what was said beside a call once its result is there
 
 
+DROPS = {
+    "gptoss": ("parallel",),
+    "llama3_1": ("parallel", "content and call"),
+    "llama3_2": ("parallel", "content and call"),
+    "muse_glimmer": ("content and call",),
+}  # one call a turn, or no words beside it
+
+
 def family_conversations(name, thinking):
     "The conversations that this template takes, with reasoning where it cannot do without."
     for key, example in CONVERSATIONS.items():
@@ -446,8 +454,8 @@ def family_conversations(name, thinking):
             continue
         if name in SHIFTING and key == "content and call":
             continue  # set aside, see below
-        if name in ("llama3_1", "llama3_2") and key in ("parallel", "content and call"):
-            continue  # their template takes one call a turn, and nothing beside it
+        if key in DROPS.get(name, ()):
+            continue  # refused, see below
         if (thinking is None or name.startswith(ALWAYS_THINKS)) and name.startswith(NEEDS_THOUGHT):
             messages = [
                 {**message, "reasoning_content": "hm"}
@@ -572,7 +580,13 @@ def test_a_call_in_another_shape_makes_the_same_row(name):
 
 UNUSUAL = {
     "developer": [{"role": "developer", "content": "WORDS"}, user("x"), says("y")],
-    "system late": [user("x"), says("y"), {"role": "system", "content": "WORDS"}, user("x"), says("y")],
+    "system late": [
+        user("x"),
+        says("y"),
+        {"role": "system", "content": "WORDS"},
+        user("x"),
+        says("y"),
+    ],
     "parallel": [user("x"), calls(call(city="a"), call(city="WORDS")), result("1"), result("2")],
     "beside a call": [user("x"), calls(call(city="a"), content="WORDS")],
 }
@@ -602,10 +616,10 @@ def test_a_turn_that_its_prompt_does_not_lead_to_is_set_aside(name):
     )
 
 
-@pytest.mark.parametrize("name", ["llama3_1", "llama3_2"])
-def test_words_beside_a_call_are_not_dropped_in_silence(name):
-    with pytest.raises(UserError, match="leaves out the words beside a call.*'One moment.'"):
-        encode_example(CONVERSATIONS["content and call"], borrow(name))
+@pytest.mark.parametrize("name, key", [(name, key) for name in DROPS for key in DROPS[name]])
+def test_what_a_template_drops_is_refused(name, key):
+    with pytest.raises(UserError, match="leaves (out|one out)|single tool-calls"):
+        encode_example(CONVERSATIONS[key], borrow(name), thinking=False)
 
 
 def test_a_turn_is_learnt_behind_the_prompt_that_asks_for_it():

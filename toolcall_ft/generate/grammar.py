@@ -351,11 +351,8 @@ def object_rule(option: Plain, name: str, rules: Rules, notation: Notation) -> s
     if not parts and extra in (True, {}):
         return f"{notation.prefix}object"
     opening, closing = spaced(notation.brackets[0]), literal(notation.brackets[1])
-    inner, after, comma = (
-        notation.values or notation,
-        spaced(notation.after),
-        spaced(notation.comma),
-    )
+    inner = notation.values or notation
+    after, comma = spaced(notation.after), spaced(notation.comma)
     last, others = len(parts), ""
     if possible(extra, rules):
         value = value_rule(extra, f"{name}-extra", rules, inner)

@@ -43,6 +43,7 @@ GRANITE = replace(
 
 # %% ../../nbs/lib/tools/formats.ipynb #vf000002
 TRIM = "white space outside of ASCII at the ends of a text stays, which training cuts off"
+NO_PYTHON = "its grammar for calls has JSON's true and null, where this family writes True and None"
 KEYS = "hands on the keys of nested arguments in the order of the alphabet"
 
 # %% ../../nbs/lib/tools/formats.ipynb #c007
@@ -93,8 +94,8 @@ QWEN35 = XmlFormat(
     result_opening="<tool_response>",
     vllm_parser="qwen3_coder",
     notes=(
-        ("llama-server", f"its parser takes True for false and None for -1; {TRIM}"),
-        ("Ollama", f"its parser takes True for false and None for -1; {TRIM}"),
+        ("llama-server", f"{NO_PYTHON}: ask it by token ids; {TRIM}"),
+        ("Ollama", f"{NO_PYTHON}; {TRIM}"),
         ("vLLM", "its parser takes None for a text"),
     ),
 )
@@ -182,7 +183,7 @@ GEMMA4_NOTES = (
     (
         "Ollama",
         "reads calls by itself; each request must say reasoning_effort: none, or it asks for thoughts; "
-        "it renders prompts by itself, without empty types, and numbers from a million on otherwise",
+        "it renders prompts by itself: without an argument called type, and long numbers otherwise",
     ),
 )
 

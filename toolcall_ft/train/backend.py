@@ -67,7 +67,7 @@ def machine_name() -> str:  # such as "Intel(R) Xeon(R) Processor, AVX-512, 2 co
     except (OSError, TypeError):
         model = platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {cores} cores"
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {cores} core{'s' * (cores > 1)}"
 
 # %% ../../nbs/lib/train/backend.ipynb #c010
 def can_repeat(
