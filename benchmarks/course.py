@@ -58,11 +58,11 @@ def run_lesson(path: Path, model: str) -> dict:  # {"seconds", "shown", "checks 
 def main() -> None:
     model, *numbers = sys.argv[1:]
     results = ROOT / "benchmarks/results" / f"course_{model}.json"
-    facts = read_json(results) if results.exists() else {"lessons": {}}
     os.environ.setdefault("TOOLCALL_FT_RUNS", str(ROOT / "runs"))
     for number in numbers:
         (path,) = (ROOT / "nbs").glob(f"{number}_*.ipynb")
         found = run_lesson(path, model)
+        facts = read_json(results) if results.exists() else {"lessons": {}}
         facts["lessons"][path.stem] = found
         facts |= {"model": model, "date": str(date.today()), "machine": machine_name()}
         text = json.dumps(facts, indent=1, ensure_ascii=False)

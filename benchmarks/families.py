@@ -1,11 +1,11 @@
-"""Every family of models all the way: its real template, a small random model of its architecture that knows six answers by heart, and each server.
+"""Every family of models all the way: its template, a small random model of its architecture that knows six answers by heart, and each server.
 
     python benchmarks/families.py --work runs/families      # an hour on two cores; what is measured already is kept
     python benchmarks/families.py --work runs/families --families Qwen3 --runtimes llama-server --again
     python benchmarks/families.py --table                   # print the table of the last run
 
-A server is asked for the prompts of the hard corpus with the six requests, and of the demo's test requests, which must be the tokens of training, and for the
-six answers: whole, streamed, and from token ids. Writes benchmarks/results/families.json.
+A server is asked for prompts, which must be the tokens of training: of the hard corpus with the six requests, and of the demo's test requests.
+Then it is asked for the six answers: whole, streamed, and from token ids. Writes benchmarks/results/families.json.
 """
 
 import argparse

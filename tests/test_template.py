@@ -578,18 +578,15 @@ def test_a_call_in_another_shape_makes_the_same_row(name):
     assert rows[0] == rows[1] == rows[2]
 
 
+ONE, WORDS = call(city="a"), call(city="WORDS")
 UNUSUAL = {
     "developer": [{"role": "developer", "content": "WORDS"}, user("x"), says("y")],
-    "system late": [
-        user("x"),
-        says("y"),
-        {"role": "system", "content": "WORDS"},
-        user("x"),
-        says("y"),
-    ],
-    "parallel": [user("x"), calls(call(city="a"), call(city="WORDS")), result("1"), result("2")],
-    "beside a call": [user("x"), calls(call(city="a"), content="WORDS")],
+    "late": [user("x"), says("y"), {"role": "system", "content": "WORDS"}, user("x"), says("y")],
+    "two calls": [user("x"), calls(ONE, WORDS), result("1"), result("2")],
+    "two calls, the other way": [user("x"), calls(WORDS, ONE), result("1"), result("2")],
+    "beside a call": [user("x"), calls(ONE, content="WORDS")],
 }
+REASONS = "leaves (out|one out)|refuses this|single tool-calls|one call a turn|does not go on"
 
 
 @pytest.mark.parametrize("name", TOOLS)
@@ -599,9 +596,18 @@ def test_what_a_template_has_no_place_for_is_refused_and_not_dropped(name, key):
     try:
         row = encode_example(example, borrow(name), thinking=False)
     except UserError as error:
-        assert len(str(error).split()) > 5
+        assert re.search(REASONS, str(error))
     else:
         assert "WORDS" in borrow(name).decode(row["input_ids"])
+
+
+@pytest.mark.parametrize("words", ["\n> Quoted", " > x", "Use the tag <\n", "<|im_end|>", "OK"])
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "gemma4_v5", "lfm2_2_5", "granite"])
+def test_words_that_a_template_keeps_are_not_refused(name, words):
+    told = {"role": "system", "content": words}
+    for messages in ([told, user("x"), says("y")], [user("x"), calls(ONE, content=words)]):
+        row = encode_example({"tools": [WEATHER], "messages": messages}, borrow(name))
+        assert row["labels"][-1] != -100 or row["labels"][-2] != -100
 
 
 @pytest.mark.parametrize("name", SHIFTING)
@@ -611,7 +617,7 @@ def test_a_turn_that_its_prompt_does_not_lead_to_is_set_aside(name):
     )
     assert (
         [row["index"] for row in left_out] == [0]
-        and re.search("does not go on from there|leaves out the words", left_out[0]["reason"])
+        and re.search("does not go on from there|is no control token", left_out[0]["reason"])
         and len(dataset)
     )
 

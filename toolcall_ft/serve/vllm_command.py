@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/lib/serve/vllm_command.ipynb #c002
+import platform
 from pathlib import Path
 
 from ..base.errors import UserError
@@ -55,9 +56,11 @@ def check_processor(
     import torch
 
     stored = config.get("quantization_config") or {}
-    groups = stored.get("config_groups", {}).values()
-    bits = [stored.get("bits"), *(group["weights"]["num_bits"] for group in groups)]
-    if 4 in bits and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+    groups = (stored.get("config_groups") or {}).values()
+    weights = [group.get("weights") or {} for group in groups]
+    bits = [stored.get("bits"), *(each.get("num_bits") for each in weights)]
+    intel = platform.machine().lower() in ("x86_64", "amd64")
+    if intel and 4 in bits and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         raise UserError(
             f"{folder}: its weights have 4 bits, and vLLM's kernel for them needs AVX-512, which this processor "
             "does not have. Serve a checkpoint of 8 bits (toolcall-ft checkpoint INT8) or a GGUF."

@@ -43,11 +43,13 @@ def wanted_turns(
 
 # %% ../../nbs/lib/template/spans.ipynb #c004a
 def opens(
-    prompt: str,  # a rendered text
+    text: str,  # rendered
+    start: int,  # where a turn begins in it
     facts: dict,  # from `template_facts`
 ) -> bool:
-    "Does a prompt end in a control token? Else its last letters and the first of the turn could be one token."
-    return not facts["split"].split(prompt)[-1]
+    "Does a turn begin beside a control token? Else its first letters and those before could be one token."
+    split = facts["split"]
+    return not split.split(text[:start])[-1] or bool(split.match(text, start))
 
 # %% ../../nbs/lib/template/spans.ipynb #c004
 def turn_alone(
@@ -67,8 +69,13 @@ def turn_alone(
     if opened and any(control in opener for control in controls):
         # Hermes 3 writes a result before a prompt and the same one before an answer in two ways
         until = prompt + until.rpartition(opener)[2]
-    if opens(prompt, facts) and until.startswith(prompt) and until.rstrip().endswith(controls):
-        return until, [(len(prompt), len(until))]
+    if until.startswith(prompt) and until.rstrip().endswith(controls):
+        if opens(until, len(prompt), facts):
+            return until, [(len(prompt), len(until))]
+        raise UserError(
+            f"messages[{place}]: its prompt ends in {prompt[-40:]!r}, which is no control token, so the turn "
+            "could share a token with it"
+        )
     raise UserError(
         f"messages[{place}]: its prompt ends in {prompt[-40:]!r}, and the template does not go on "
         "from there to this turn, or does not end it. A turn without thoughts wants thinking: false; "
@@ -108,42 +115,67 @@ def refuse_lost_calls(
                 raise UserError(problem)
 
 # %% ../../nbs/lib/template/spans.ipynb #c007
+def makes_no_difference(
+    example: dict,  # {"messages", "tools"}
+    place: int,  # of a message in it
+    other: dict,  # a message to put there
+    tokenizer,  # with a chat template
+    thinking: bool,  # as in `render`
+    facts: dict,  # from `template_facts`
+) -> bool:
+    "Does a template write the same with another message? Of an assistant's turn, what follows is left out."
+    messages = example["messages"]
+    rest = [] if other.get("role") == "assistant" else messages[place + 1 :]
+    texts = []
+    for message in (messages[place], other):
+        changed = {**example, "messages": [*messages[:place], message, *rest]}
+        try:
+            texts.append(render(changed, tokenizer, thinking=thinking, habits=facts["habits"]))
+        except UserError:
+            return False
+    return texts[0] == texts[1]
+
+# %% ../../nbs/lib/template/spans.ipynb #c007a
 LOST = {
-    "developer": "a message of the role 'developer'; make it a system message (`data.read_examples` does)",
-    "system": "a system message; put its words into the first one",
-    "assistant": "the words beside a call: this family writes a call alone. Take out the words, or the call",
+    "developer": "this message of the role 'developer'; make it a system message (`data.read_examples` does)",
+    "system": "this system message; put its words into a user's message",
+    "assistant": "the words beside a call; take out the words, or the call",
 }
 
 
 def refuse_lost_words(
     example: dict,  # {"messages", "tools"}
     text: str,  # as the template renders it
-    facts: dict,  # from `template_facts`
-) -> None:
-    "Raise `UserError` for words that the template leaves out: a developer's (Qwen), or those beside a call (Llama)"
-    for message in example["messages"]:
-        role = message.get("role")
-        if role in ("developer", "system") or (role == "assistant" and message.get("tool_calls")):
-            said = split_thought(message | {"content": content_text(message)})["content"].strip()
-            if hide_control_tokens(said, facts["habits"]["apart"]["hide"]) not in text:
-                raise UserError(f"the chat template leaves out {LOST[role]}: {said[:60]!r}")
-
-# %% ../../nbs/lib/template/spans.ipynb #c007a
-def refuse_lost_parallel(
-    example: dict,  # {"messages", "tools"}
-    text: str,  # as the template renders it
     tokenizer,  # with a chat template
     thinking: bool,  # as in `render`
     facts: dict,  # from `template_facts`
 ) -> None:
-    "Raise `UserError` for a template of no known format that writes one call of a turn and drops the others"
-    for place, message in enumerate(example["messages"] if not facts["form"] else ()):
+    "Raise `UserError` for words that the template leaves out: a developer's (Qwen), or those beside a call (Llama)"
+    for place, message in enumerate(example["messages"]):
+        role = message.get("role")
+        if role in ("developer", "system") or (role == "assistant" and message.get("tool_calls")):
+            said = split_thought(message | {"content": content_text(message)})["content"].strip()
+            silent = message | {"content": ""}
+            if not said or (place == 0 and said in text):
+                continue
+            if makes_no_difference(example, place, silent, tokenizer, thinking, facts):
+                raise UserError(
+                    f"messages[{place}]: the chat template leaves out {LOST[role]}: {said[:60]!r}"
+                )
+
+# %% ../../nbs/lib/template/spans.ipynb #c007b
+def refuse_lost_parallel(
+    example: dict,  # {"messages", "tools"}
+    tokenizer,  # with a chat template
+    thinking: bool,  # as in `render`
+    facts: dict,  # from `template_facts`
+) -> None:
+    "Raise `UserError` for a template that leaves out one of a turn's calls"
+    for place, message in enumerate(example["messages"]):
         calls = message.get("tool_calls") or []
-        for one in calls[1:]:
-            messages = [*example["messages"]]
-            messages[place] = message | {"tool_calls": [call for call in calls if call is not one]}
-            fewer = example | {"messages": messages}
-            if render(fewer, tokenizer, thinking=thinking, habits=facts["habits"]) == text:
+        for one in calls if len(calls) > 1 else ():
+            fewer = message | {"tool_calls": [call for call in calls if call is not one]}
+            if makes_no_difference(example, place, fewer, tokenizer, thinking, facts):
                 raise UserError(
                     f"messages[{place}] has {len(calls)} calls, and the chat template leaves one out. "
                     "Write them as turns of one call, each with its result"
@@ -161,7 +193,7 @@ def turn_spans(
     if facts["regular"]:
         return scan_turns(text, facts["opener"], facts["closer"])
     spans = defined_turns(example, text, tokenizer, thinking, habits=facts["habits"])
-    return [span if span and opens(text[: span[0]], facts) else None for span in spans]
+    return [span if span and opens(text, span[0], facts) else None for span in spans]
 
 # %% ../../nbs/lib/template/spans.ipynb #c009
 def training_texts(
@@ -181,8 +213,8 @@ def training_texts(
     turns = wanted_turns(example, train_on)
     refuse_lost_tools(example, tokenizer, facts)
     refuse_lost_calls(example, facts)
-    refuse_lost_words(example, text, facts)
-    refuse_lost_parallel(example, text, tokenizer, thinking, facts)
+    refuse_lost_words(example, text, tokenizer, thinking, facts)
+    refuse_lost_parallel(example, tokenizer, thinking, facts)
     spans = turn_spans(example, text, tokenizer, thinking, facts=facts)
     if len(spans) != len(turns):
         raise UserError(
