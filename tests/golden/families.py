@@ -112,7 +112,7 @@ def qwen(tokens: list, pattern: str = None):
 
 
 def qwen35(models: Path, folder: Path) -> None:
-    "Qwen3.5 cuts marks of vowels otherwise; its own vocabulary of 248,000 tokens is nowhere but on the hub."
+    "Qwen3.5 cuts marks of vowels otherwise. llama.cpp's file for it holds Qwen2's words; its own 248,000 are only on the hub."
     from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX
 
     qwen(QWEN3_ADDED, PRETOKENIZE_REGEX)(models, folder)
