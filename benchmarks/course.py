@@ -38,11 +38,12 @@ def shown(output: dict) -> str:
     return output.get("text") or data.get("text/markdown") or data.get("text/plain") or ""
 
 
-def run_lesson(path: Path, model: str) -> dict:  # {"seconds", "shown", "checks that fail"}
+def run_lesson(path: Path, model: str) -> dict:  # {"date", "machine", "seconds", "shown", "checks that fail"}
     "Execute a lesson; what its cells show, and the checks that fail."
     lesson, start = with_model(path, model), time.perf_counter()
     NotebookClient(lesson, timeout=None, allow_errors=True).execute()
-    found = {"seconds": round(time.perf_counter() - start), "shown": {}, "checks that fail": {}}
+    found = {"date": str(date.today()), "machine": machine_name()}
+    found |= {"seconds": round(time.perf_counter() - start), "shown": {}, "checks that fail": {}}
     for place, cell in enumerate(lesson.cells):
         outputs = cell.get("outputs", [])
         text = "".join(map(shown, outputs))
@@ -62,9 +63,8 @@ def main() -> None:
     for number in numbers:
         (path,) = (ROOT / "nbs").glob(f"{number}_*.ipynb")
         found = run_lesson(path, model)
-        facts = read_json(results) if results.exists() else {"lessons": {}}
+        facts = read_json(results) if results.exists() else {"model": model, "lessons": {}}
         facts["lessons"][path.stem] = found
-        facts |= {"model": model, "date": str(date.today()), "machine": machine_name()}
         text = json.dumps(facts, indent=1, ensure_ascii=False)
         write_text(results, text.replace(f"{ROOT}/", ""))
         print(f"{path.stem}: {found['seconds']} s; fails: {found['checks that fail']}", flush=True)

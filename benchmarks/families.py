@@ -214,7 +214,7 @@ def cell(found):
         return "failed" if found else "–"
     ways = [found[way]["right"] for way in ("whole", "streamed", "ids") if way in found]
     right, asked = min(ways)
-    shares = [found["prompts"], found.get("demo prompts", ["–", "–"]), [right, asked]]
+    shares = [found["prompts"], found["demo prompts"], [right, asked]]
     return " · ".join(f"{part}/{whole}" for part, whole in shares)
 
 

@@ -59,8 +59,8 @@ def check_processor(
     groups = (stored.get("config_groups") or {}).values()
     weights = [group.get("weights") or {} for group in groups]
     bits = [stored.get("bits"), *(each.get("num_bits") for each in weights)]
-    intel = platform.machine().lower() in ("x86_64", "amd64")
-    if intel and 4 in bits and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if x86 and 4 in bits and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
         raise UserError(
             f"{folder}: its weights have 4 bits, and vLLM's kernel for them needs AVX-512, which this processor "
             "does not have. Serve a checkpoint of 8 bits (toolcall-ft checkpoint INT8) or a GGUF."

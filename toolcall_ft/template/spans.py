@@ -143,43 +143,35 @@ LOST = {
 }
 
 
-def refuse_lost_words(
+def losable(
+    message: dict,
+):  # an iterator of (what, the message without it)
+    "What a template may have no place for: a developer's or system message, words beside a call, one of several calls"
+    role, calls = message.get("role"), message.get("tool_calls") or []
+    if role in ("developer", "system") or (role == "assistant" and calls):
+        said = split_thought(message | {"content": content_text(message)})["content"].strip()
+        if said:
+            yield f"{LOST[role]}: {said[:60]!r}", message | {"content": ""}
+    for one in calls if len(calls) > 1 else ():
+        fewer = [call for call in calls if call is not one]
+        what = f"one of {len(calls)} calls; write them as turns of one call, each with its result"
+        yield what, message | {"tool_calls": fewer}
+
+# %% ../../nbs/lib/template/spans.ipynb #c007b
+def refuse_lost_parts(
     example: dict,  # {"messages", "tools"}
     text: str,  # as the template renders it
     tokenizer,  # with a chat template
     thinking: bool,  # as in `render`
     facts: dict,  # from `template_facts`
 ) -> None:
-    "Raise `UserError` for words that the template leaves out: a developer's (Qwen), or those beside a call (Llama)"
+    "Raise `UserError` for a part of a message that the template leaves out"
     for place, message in enumerate(example["messages"]):
-        role = message.get("role")
-        if role in ("developer", "system") or (role == "assistant" and message.get("tool_calls")):
-            said = split_thought(message | {"content": content_text(message)})["content"].strip()
-            silent = message | {"content": ""}
-            if not said or (place == 0 and said in text):
-                continue
-            if makes_no_difference(example, place, silent, tokenizer, thinking, facts):
-                raise UserError(
-                    f"messages[{place}]: the chat template leaves out {LOST[role]}: {said[:60]!r}"
-                )
-
-# %% ../../nbs/lib/template/spans.ipynb #c007b
-def refuse_lost_parallel(
-    example: dict,  # {"messages", "tools"}
-    tokenizer,  # with a chat template
-    thinking: bool,  # as in `render`
-    facts: dict,  # from `template_facts`
-) -> None:
-    "Raise `UserError` for a template that leaves out one of a turn's calls"
-    for place, message in enumerate(example["messages"]):
-        calls = message.get("tool_calls") or []
-        for one in calls if len(calls) > 1 else ():
-            fewer = message | {"tool_calls": [call for call in calls if call is not one]}
+        if place == 0 and message.get("role") == "system" and content_text(message).strip() in text:
+            continue  # nearly every conversation begins so
+        for what, fewer in losable(message):
             if makes_no_difference(example, place, fewer, tokenizer, thinking, facts):
-                raise UserError(
-                    f"messages[{place}] has {len(calls)} calls, and the chat template leaves one out. "
-                    "Write them as turns of one call, each with its result"
-                )
+                raise UserError(f"messages[{place}]: the chat template leaves out {what}")
 
 # %% ../../nbs/lib/template/spans.ipynb #c008
 def turn_spans(
@@ -213,8 +205,7 @@ def training_texts(
     turns = wanted_turns(example, train_on)
     refuse_lost_tools(example, tokenizer, facts)
     refuse_lost_calls(example, facts)
-    refuse_lost_words(example, text, tokenizer, thinking, facts)
-    refuse_lost_parallel(example, tokenizer, thinking, facts)
+    refuse_lost_parts(example, text, tokenizer, thinking, facts)
     spans = turn_spans(example, text, tokenizer, thinking, facts=facts)
     if len(spans) != len(turns):
         raise UserError(

@@ -223,7 +223,8 @@ FUNCTION_GEMMA = MarkFormat(
         ("vLLM", "its parser drops arguments that are no text: ask it by token ids"),
         (
             "Ollama",
-            "reads no calls; with RENDERER and PARSER functiongemma it does, but no prompt with tools is that of training",
+            "reads no calls; with RENDERER and PARSER functiongemma it does, "
+            "but no prompt with tools is that of training",
         ),
     ),
 )
