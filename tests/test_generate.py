@@ -280,11 +280,21 @@ def test_a_shared_start_gives_the_tokens_of_pytorchs_attention(family, tokenizer
     assert answers_alike(model, tokenizer) == (together, alone)
 
 
+@pytest.mark.parametrize("name, value", [("repetition_penalty", 9.0), ("no_repeat_ngram_size", 1)])
+def test_a_base_models_advice_for_chat_changes_no_token(name, value, tokenizer):
+    "A call repeats words of its tools. With tied embeddings a random model says its last token again, so each setting would show."
+    model = random_model("Qwen2", tokenizer, tie_word_embeddings=True)
+    plain = answers_alike(model, tokenizer)
+    setattr(model.generation_config, name, value)
+    assert answers_alike(model, tokenizer) == plain
+    ids = torch.tensor([tokenizer.encode("alike until here, on")])
+    advised = model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :].tolist()
+    assert advised != plain[1][0]  # without our settings it does
+
+
 def test_a_window_is_not_filled_with_padding(tokenizer):
     "Padding behind a shared start would count as tokens that a window shows."
-    together, alone = answers_alike(
-        random_model("Mistral", tokenizer, sliding_window=6), tokenizer
-    )
+    together, alone = answers_alike(random_model("Mistral", tokenizer, sliding_window=6), tokenizer)
     assert together == alone
 
 

@@ -19,5 +19,5 @@ def test_a_lesson_runs_alone_against_the_wheel(path, installed, repository, tmp_
     check = nbformat.v4.new_code_cell("import toolcall_ft\ntoolcall_ft.__file__")
     notebook.cells.append(check)
     folder = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=folder).execute()
+    NotebookClient(notebook, timeout=1500, kernel_name="python3", resources=folder).execute()
     assert str(installed) in check.outputs[0]["data"]["text/plain"]

@@ -3,6 +3,7 @@
 python tests/golden/families.py          # makes them all and says where they are
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -283,11 +284,18 @@ def template_text(family: Family, models: Path) -> str:
     return next(file for file in files if file.is_file()).read_text(encoding="utf-8")
 
 
+def recipe() -> str:
+    "A hash of what the models are made by: this file and the templates beside it."
+    files = [Path(__file__), *sorted(Path(__file__).parent.glob("*.jinja"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def family_model(name: str) -> Path:
-    "The folder of a family's model, made on first use."
+    "The folder of a family's model, made on first use and when its recipe has changed."
     family = BY_NAME[name]
     target = CACHE / f"family-{name.lower().replace(' ', '-')}"
-    if not target.exists():
+    made_by = target / "recipe.txt"
+    if not made_by.exists() or made_by.read_text(encoding="utf-8") != recipe():
         models = sources()
         with replace_folder(target) as temporary:
             folder = Path(temporary)
@@ -296,6 +304,7 @@ def family_model(name: str) -> Path:
                 template_text(family, models), encoding="utf-8"
             )
             save_random_model(folder, family)
+            (folder / made_by.name).write_text(recipe(), encoding="utf-8")
     return target
 
 

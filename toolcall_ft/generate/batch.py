@@ -19,6 +19,7 @@ GREEDY = {
     "do_sample": False,
     "num_beams": 1,
     "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
     "temperature": None,
     "top_p": None,
     "top_k": None,

@@ -19,7 +19,13 @@ from ..train.lora import train_lora
 from ..train.merge import merge_adapter
 
 # %% ../../nbs/lib/tiny/course.ipynb #c005
-PRETRAINED = {"epochs": 1, "lora_rank": 16, "lora_alpha": 32}
+PRETRAINED = {
+    "epochs": 1,
+    "batch_size": 16,
+    "learning_rate": 3e-3,
+    "lora_rank": 16,
+    "lora_alpha": 32,
+}
 WIDER = {"learning_rate": 5e-4}
 
 # %% ../../nbs/lib/tiny/course.ipynb #c006
