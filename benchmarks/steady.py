@@ -3,7 +3,8 @@
 python benchmarks/steady.py [TRAININGS]      # 4 are the default; figures in benchmarks/results/steady.json
 
 Processors round differently, so the same cells train another model on each machine, as another seed does here. The margin is the logarithm of a
-ratio: the probability of the right token over that of the likeliest other one, at the least certain token of an answer. Above 0 the answer is right.
+ratio: the probability of the right token over that of the likeliest other one, at the least certain token of a call. Above 0 the call is the right one.
+Where words are right it is taken at the first token, against the opening of a call: above 0 none is opened. Whether the words end is not looked at.
 """
 
 import json
@@ -85,7 +86,9 @@ def main(trainings: int) -> None:
     ]
     print(markdown_table(["lesson", "number", "request", "smallest margin"], rows, "lrlr"))
     for epochs, each in margins.items():
-        print(f"{epochs} epochs: {sum(one > 0 for one in each)} of {len(each)} always right")
+        print(
+            f"{epochs} epochs: {sum(one > 0 for one in each)} of {len(each)} with a margin above 0 in all trainings"
+        )
     facts = {"date": str(date.today()), "machine": machine_name(), "trainings": trainings}
     text = json.dumps({**facts, "margins": margins}, indent=1)
     write_text(ROOT / "benchmarks/results/steady.json", text)
